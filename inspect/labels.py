@@ -1,0 +1,246 @@
+"""Labelled data: images with class masks, in groups that never straddle train, val and test.
+
+Three layouts are read: a folder with `manifest.csv` and `classes.json`; a plain mask folder with
+`images/` and `masks/` (or the same under `train/`, `val/`, `test/`) and `classes.json`; a roll with a
+class mask beside it, or a folder of such rolls. The group of a sample is its coil, scene or piece: what
+a split must not cut.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.rolls import Roll, open_roll
+
+IGNORE = 255  # the mask value of pixels that nobody labelled or inspected
+SPLITS = ("train", "val", "test")
+COLUMNS = ("image", "mask", "split", "group")  # of manifest.csv; others may stand beside them
+ANY_SPLIT = "any"  # of a roll: it is what it is given as, and its coil is the group
+SHARES = (0.70, 0.85)  # where a plain folder has no split: train below the first, val below the second
+MAX_SIDE = 16_384  # px: a labelled image is a patch; whole rolls come as rolls
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+ROLL_TILE = 256  # px: the tile in which a labelled roll is sampled
+CLEAN_TILES = 0.5  # clean tiles kept per tile with a defect
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One image file with its mask file."""
+
+    image: Path
+    mask: Path
+    split: str
+    group: str
+
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image (1, H, W) in [0, 1] and mask (H, W), 0 background, index + 1 of the class, 255 ignore."""
+        image = _read_gray(self.image)
+        mask = np.asarray(_open(self.mask))
+        if mask.ndim != 2 or mask.shape != image.shape:
+            size = " x ".join(map(str, mask.shape[::-1]))
+            raise UserError(
+                f"{self.mask}: the mask is {size} px, its image {self.image.name} is "
+                f"{image.shape[1]} x {image.shape[0]}: they must be of one size, one value per pixel"
+            )
+        if mask.dtype.kind not in "bui" or not 0 <= mask.min() <= mask.max() <= IGNORE:
+            raise UserError(f"{self.mask}: mask values {mask.min()} to {mask.max()}: a mask holds whole numbers 0 to 255")
+        return image[None], mask.astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class RollTile:
+    """One square of a roll whose class mask is known."""
+
+    roll: Roll
+    label: str
+    y: int
+    x: int
+    split: str
+    group: str
+
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image (M, 256, 256) in [0, 1] and mask (256, 256), as `ImageFile.read`."""
+        across = slice(self.x, self.x + ROLL_TILE)
+        image = self.roll.read_unit(self.y, self.y + ROLL_TILE)[:, :, across]
+        return image, self.roll.read_label(self.label, self.y, self.y + ROLL_TILE)[:, across]
+
+
+Sample = ImageFile | RollTile
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledData:
+    """Samples of one source and the classes that source labels: mask value = index + 1."""
+
+    root: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+
+    def of_split(self, split: str) -> "LabelledData":
+        """The samples of one split; UserError where there is none."""
+        chosen = tuple(sample for sample in self.samples if sample.split in (split, ANY_SPLIT))
+        if not chosen:
+            found = sorted({sample.split for sample in self.samples})
+            raise UserError(f"{self.root}: no images of split {split!r}: it has {', '.join(found)}", USAGE)
+        return LabelledData(self.root, self.classes, chosen)
+
+    def groups(self) -> list[str]:
+        return sorted({sample.group for sample in self.samples})
+
+    def digest(self) -> str:
+        """SHA-256 over the files and groups, so that a model's card can name its data."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for sample in self.samples:
+            if isinstance(sample, ImageFile):
+                digest.update(sample.image.read_bytes() + sample.mask.read_bytes())
+            else:
+                image, mask = sample.read()
+                digest.update(image.tobytes() + mask.tobytes())
+            digest.update(f"{sample.split} {sample.group}".encode())
+        return digest.hexdigest()
+
+
+def open_labels(root: Path) -> LabelledData:
+    """The labelled data under `root`; UserError names what is missing or contradictory."""
+    if root.suffix == ".zarr":
+        return _from_roll(open_roll(root))
+    if rolls := sorted(root.glob("[!.]*.zarr")):
+        parts = [_from_roll(open_roll(path)) for path in rolls]
+        if any(part.classes != parts[0].classes for part in parts):
+            raise UserError(f"{root}: the rolls' masks have different classes: give them one by one")
+        return LabelledData(root, parts[0].classes, tuple(sample for part in parts for sample in part.samples))
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of labelled data: give one with images, masks and classes.json")
+    classes = _read_classes(root / "classes.json")
+    samples = list(_from_manifest(root) if (root / "manifest.csv").is_file() else _from_folders(root))
+    if not samples:
+        raise UserError(f"{root}: no image with a mask found: expected images/ and masks/ with equal names")
+    _refuse_straddling(root, samples)
+    return LabelledData(root, classes, tuple(samples))
+
+
+def _from_manifest(root: Path) -> Iterator[ImageFile]:
+    inside = root.resolve()
+    manifest = root / "manifest.csv"
+    for number, row in enumerate(_manifest_rows(manifest), start=2):
+        if empty := [name for name in COLUMNS if not row[name]]:  # None where the line is short
+            raise UserError(f"{manifest} line {number}: no {', '.join(empty)}: each image needs all four")
+        for path in (root / row["image"], root / row["mask"]):
+            if not path.is_file() or not path.resolve().is_relative_to(inside):
+                raise UserError(f"{manifest} line {number}: no file {path} in the data's folder")
+        yield ImageFile(root / row["image"], root / row["mask"], row["split"], row["group"])
+
+
+def _manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as file:  # with or without Excel's mark
+            rows = csv.DictReader(file)
+            if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+                raise UserError(f"{manifest}: no column {', '.join(missing)}: it needs {', '.join(COLUMNS)}")
+            yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{manifest}: not a CSV file in UTF-8 ({error})") from None
+
+
+def _from_folders(root: Path) -> Iterator[ImageFile]:
+    """Plain folders: a group is the sub-folder of `images/`, else the image itself.
+
+    The same sub-folder in two splits is one group that straddles them; the same file name is not.
+    """
+    split_folders = [name for name in SPLITS if (root / name / "images").is_dir()]
+    for part in [root / name for name in split_folders] or [root]:
+        images = part / "images"
+        for image in sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+            relative = image.relative_to(images)
+            mask = part / "masks" / relative.with_suffix(".png")
+            if not mask.is_file():
+                raise UserError(f"{image}: no mask {mask}: each image needs one (all 0 where it is clean)")
+            alone = f"{part.name}/{relative.stem}" if split_folders else relative.stem
+            group = str(relative.parent) if len(relative.parts) > 1 else alone
+            yield ImageFile(image, mask, part.name if split_folders else _split_of(group), group)
+
+
+def _split_of(group: str) -> str:
+    """The split of a group where the folder names none: by a hash, so it stays when data is added."""
+    share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    return SPLITS[sum(share >= bound for bound in SHARES)]
+
+
+def _from_roll(roll: Roll) -> LabelledData:
+    """Tiles of a labelled roll: each with a defect, and half as many clean ones; the group is the coil.
+
+    The mask `truth` is used where the roll has it, else the last one.
+    """
+    names = roll.label_names()
+    if not names:
+        raise UserError(f"{roll.path}: the roll has no class mask beside it: nothing to learn from")
+    label = "truth" if "truth" in names else names[-1]
+    clean_share = np.random.default_rng(0)
+    samples = []
+    with_defect = clean = 0
+    for y in range(0, roll.lines - ROLL_TILE + 1, ROLL_TILE):
+        mask = roll.read_label(label, y, y + ROLL_TILE)
+        gray = roll.read_unit(y, y + ROLL_TILE).mean(axis=(0, 1))
+        for x in range(0, roll.width - ROLL_TILE + 1, ROLL_TILE):
+            tile = mask[:, x : x + ROLL_TILE]
+            defect = bool(((tile > 0) & (tile != IGNORE)).any())
+            # Clean tiles of the strip, and of its edges; not of the bare background beside it.
+            wanted = clean < CLEAN_TILES * with_defect and gray[x : x + ROLL_TILE].mean() > 0.05
+            if defect or (wanted and clean_share.random() < 0.5):
+                samples.append(RollTile(roll, label, y, x, ANY_SPLIT, roll.roll_id))
+                with_defect, clean = with_defect + defect, clean + (not defect)
+    if not samples:
+        raise UserError(f"{roll.path}: its mask {label!r} marks no defect: nothing to learn from")
+    return LabelledData(roll.path, roll.label_classes(label), tuple(samples))
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise UserError(f"{path}: not found: it lists the class names, mask value = index + 1")
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}): expected a list of class names") from None
+    valid = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not valid or len(set(names)) != len(names) or not 0 < len(names) < IGNORE:
+        raise UserError(f"{path}: expected a list of 1 to 254 different class names")
+    return tuple(names)
+
+
+def _refuse_straddling(root: Path, samples: Iterable[Sample]) -> None:
+    splits: dict[str, str] = {}
+    for sample in samples:
+        if splits.setdefault(sample.group, sample.split) != sample.split:
+            raise UserError(
+                f"{root}: group {sample.group!r} is in {splits[sample.group]} and in {sample.split}: "
+                "a scene or coil must be in one split only"
+            )
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        if max(image.size) > MAX_SIDE:
+            raise UserError(f"{path}: {image.size[0]} x {image.size[1]} px is over {MAX_SIDE}: ingest it as a roll")
+        image.load()
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from None
+    return image
+
+
+def _read_gray(path: Path) -> NDArray[np.float32]:
+    """A gray image (H, W) in [0, 1]; colour is converted by ITU-R 601 luma."""
+    image = _open(path)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image, dtype=np.float32) / np.float32(65535)
+    if image.mode in ("I", "F"):  # Pillow would cut all above 255 to white
+        raise UserError(f"{path}: 32 bits per pixel: an image has 8 or 16")
+    return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(255)

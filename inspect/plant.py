@@ -1,0 +1,61 @@
+"""The plant folder: everything a site owns, under one roof."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.models import Model, open_model
+from rollsight.inspect.rolls import Roll, open_roll, roll_path
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """`home/rolls`, `home/models`, `home/runs`; made on first use."""
+
+    home: Path
+
+    @property
+    def rolls(self) -> Path:
+        return self._folder("rolls")
+
+    @property
+    def models(self) -> Path:
+        return self._folder("models")
+
+    def roll_path(self, roll_id: str) -> Path:
+        """Where the roll is, or would be; UserError for an id that could leave the folder."""
+        return roll_path(self.rolls, roll_id)
+
+    def roll(self, roll_id: str) -> Roll:
+        """The roll of that id; UserError names the ones there are where it is unknown."""
+        path = self.roll_path(roll_id)
+        if not path.is_dir():
+            known = ", ".join(self.roll_ids()[:10]) or "none yet: make one with `inspect ingest` or `inspect simulate`"
+            raise UserError(f"no roll {roll_id!r} in {self.rolls}: there are {known}")
+        return open_roll(path)
+
+    def roll_ids(self) -> list[str]:
+        return sorted(path.stem for path in self.rolls.glob("[!.]*.zarr"))
+
+    def model(self, name: str) -> Model:
+        return open_model(name, self.models)
+
+    def run(self, roll_id: str, run_id: str) -> Path:
+        """The folder of a run; not made here."""
+        return self._folder("runs") / roll_id / run_id
+
+    def _folder(self, name: str) -> Path:
+        folder = self.home / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {folder} ({error.strerror}): choose another plant folder with --home", CONFIG
+            ) from None
+        return folder
+
+
+def open_plant(home: Path | None = None) -> Plant:
+    """The plant folder: `home`, else $ROLLSIGHT_HOME, else ./plant."""
+    return Plant(home or Path(os.environ.get("ROLLSIGHT_HOME") or "plant"))

@@ -1,0 +1,296 @@
+"""One band of a roll: lines -> class mask -> components -> receipt. And the plan that makes bands agree."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollsight.inspect.defects import Components, band_components
+from rollsight.inspect.engines import Engine, engine_version
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.linescan import Blind, CellRow, read_row
+from rollsight.inspect.models import Model
+from rollsight.inspect.rolls import NOT_INSPECTED, LabelWriter, Roll
+from rollsight.inspect.tiles import CELL, Grid, Window, up_to_cell
+
+CORE_LINES = 1024  # per window; the bands are multiples of it
+FULL_WIDTH_PX = 2560  # up to this width one core spans the roll, which needs no halo across
+WIDE_CORE_PX = 2048  # above it
+BAND_LINES = 2048  # default: one receipt and one shard of the mask
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that decides the result of a scan, and nothing else: its hash is the run's id.
+
+    The number of lines, the band size and the workers are not in it.
+    """
+
+    roll_id: str
+    width: int
+    modes: int
+    core_lines: int
+    core_px: int
+    halo: int
+    model_hash: str
+    classes: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    engine: str
+    engine_version: str
+    threads: int
+    isa: str
+    code: str
+
+    @property
+    def run_id(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def grid(self, lines: int) -> Grid:
+        return Grid(lines, self.width, self.core_lines, self.core_px, self.halo)
+
+
+def plan_scan(
+    roll: Roll, model: Model, engine: str, *, core_lines: int = CORE_LINES, core_px: int | None = None, halo: int | None = None
+) -> Plan:
+    """The plan of scanning `roll` with `model` on `engine`.
+
+    core_lines, core_px and halo default to what suits the roll's width and the model. Raises ValueError
+    where one is off the cell grid or the halo is less than the model's.
+    """
+    if core_px is None:
+        full = up_to_cell(roll.width)
+        core_px = full if full <= FULL_WIDTH_PX else WIDE_CORE_PX
+    if halo is None:
+        halo = model.card.halo_px
+    if halo < model.card.halo_px:
+        raise ValueError(f"halo is {halo} px but the net sees {model.card.halo_px} px: halo must be at least that")
+    Grid(roll.lines, roll.width, core_lines, core_px, halo)  # refuses sizes off the cell grid
+    return Plan(
+        roll.roll_id,
+        roll.width,
+        roll.modes,
+        core_lines,
+        core_px,
+        halo,
+        model.hash,
+        model.card.classes,
+        model.thresholds,
+        engine,
+        engine_version(engine),
+        1,
+        _isa(),
+        code_version(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one committed band says; readers trust receipts only."""
+
+    run_id: str
+    y0: int
+    y1: int
+    components: Components
+    rows: tuple[CellRow, ...]
+    shard_sha256: str
+    seconds: dict[str, float]  # read, net, mask, write
+
+    def write(self, folder: Path) -> None:
+        """Durable, and whole or absent: temp, fsync, rename, fsync of the folder."""
+        data = {
+            "run_id": self.run_id,
+            "y0": self.y0,
+            "y1": self.y1,
+            "components": self.components.to_json(),
+            "rows": [asdict(row) for row in self.rows],
+            "shard_sha256": self.shard_sha256,
+            "seconds": self.seconds,
+        }
+        write_durably(receipt_path(folder, self.y0), json.dumps(data).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> "Receipt":
+        """Raises ValueError or KeyError where the file is not a whole receipt."""
+        data = json.loads(path.read_bytes())
+        rows = tuple(
+            CellRow(**{**row, "blind": tuple(Blind(**blind) for blind in row["blind"])}) for row in data["rows"]
+        )
+        return cls(
+            data["run_id"],
+            data["y0"],
+            data["y1"],
+            Components.from_json(data["components"]),
+            rows,
+            data["shard_sha256"],
+            data["seconds"],
+        )
+
+
+def receipt_path(folder: Path, y0: int) -> Path:
+    return folder / f"{y0:010d}.json"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Put a file in place whole: temp beside it, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def scan_band(plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int, label: LabelWriter, receipts: Path) -> Receipt:
+    """Scan the lines y0 to y1, whole rows of cores: write their shard of the mask, then the receipt."""
+    grid = plan.grid(roll.lines)
+    seconds = dict.fromkeys(("read", "net", "mask", "write"), 0.0)
+    mask = np.empty((y1 - y0, roll.width), dtype=np.uint8)
+    score = np.zeros((y1 - y0, roll.width), dtype=np.float32)
+    left = np.zeros(y1 - y0, dtype=np.int64)
+    rows: list[CellRow] = []
+    for row in range(y0 // plan.core_lines, -(-y1 // plan.core_lines)):
+        start = time.perf_counter()
+        gray, top = read_canvas(roll, grid, row)
+        seconds["read"] += time.perf_counter() - start
+        core_y0, core_y1 = grid.row_lines(row)
+        lines = slice(core_y0 - y0, core_y1 - y0)
+        for window in grid.windows(row):
+            start = time.perf_counter()
+            logits = engine(_cut(gray, grid, window, top))
+            seconds["net"] += time.perf_counter() - start
+            start = time.perf_counter()
+            core = _core(logits, window, core_y1, roll.width)
+            across = slice(window.core_x0, min(window.core_x1, roll.width))
+            mask[lines, across], score[lines, across] = decide(core, plan.thresholds)
+            seconds["mask"] += time.perf_counter() - start
+        start = time.perf_counter()
+        found = list(_cell_rows(roll, gray[:, core_y0 - top : core_y1 - top, : roll.width], core_y0))
+        for cell_row in found:
+            blank(mask[cell_row.y0 - y0 : cell_row.y1 - y0], cell_row)
+            left[cell_row.y0 - y0 : cell_row.y1 - y0] = cell_row.left or 0
+        rows += found
+        seconds["mask"] += time.perf_counter() - start
+    start = time.perf_counter()
+    components = band_components(mask, score, left, y0)
+    seconds["mask"] += time.perf_counter() - start
+    start = time.perf_counter()
+    label.write(y0, mask)
+    seconds["write"] += time.perf_counter() - start
+    receipt = Receipt(plan.run_id, y0, y1, components, tuple(rows), label.shard_checksum(y0), seconds)
+    receipt.write(receipts)
+    return receipt
+
+
+def decide(
+    logits: NDArray[np.float32], thresholds: tuple[float, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Class and its probability: logits (K + 1, H, W), background first -> (H, W) uint8, (H, W) float32.
+
+    Class = argmax over (logit p_c - logit t_c) among those >= 0, ties to the lower index, else background
+    (metrics.md). p_c >= t_c needs z_c - z_0 >= logit t_c, since p_0 <= 1 - p_c: most pixels of a strip fail
+    that cheap test, and only the others need the softmax.
+    """
+    offset = np.log(np.array(thresholds) / (1 - np.array(thresholds))).astype(np.float32)
+    margin = np.max(logits[1:] - offset[:, None, None], axis=0) - logits[0]
+    ys, xs = np.nonzero(margin >= 0)
+    z = logits[:, ys, xs].astype(np.float64)  # (K + 1, n)
+    z -= z.max(axis=0)
+    odds_part = np.exp(z)
+    p = odds_part / odds_part.sum(axis=0)
+    lead = _logit(p[1:]) - offset[:, None].astype(np.float64)
+    best = lead.argmax(axis=0)  # the first of equals
+    passed = lead[best, np.arange(best.size)] >= 0
+    mask = np.zeros(logits.shape[1:], dtype=np.uint8)
+    score = np.zeros(logits.shape[1:], dtype=np.float32)
+    mask[ys[passed], xs[passed]] = best[passed] + 1
+    score[ys[passed], xs[passed]] = p[1:][best, np.arange(best.size)][passed]
+    return mask, score
+
+
+def blank(mask: NDArray[np.uint8], row: CellRow) -> None:
+    """Clear the mask of a row of cells beside the strip, and mark what was not inspected, in place."""
+    if row.left is not None and row.right is not None:
+        mask[:, : row.left] = 0
+        mask[:, row.right :] = 0
+    for blind in row.blind:
+        mask[blind.y0 - row.y0 : blind.y1 - row.y0, blind.x0 : blind.x1] = NOT_INSPECTED
+
+
+def read_canvas(roll: Roll, grid: Grid, row: int) -> tuple[NDArray[np.float32], int]:
+    """The lines of the canvas that a row of windows reads, (M, window_lines, canvas_px), and the first line.
+
+    Outside the roll the canvas repeats its last line and its last column.
+    """
+    top, bottom = grid.read_lines(row)
+    gray = roll.read_unit(top, min(bottom, roll.lines))
+    below, beside = bottom - top - gray.shape[1], grid.canvas_px - gray.shape[2]
+    if below or beside:
+        gray = np.pad(gray, ((0, 0), (0, below), (0, beside)), mode="edge")
+    return gray, top
+
+
+def _cut(gray: NDArray[np.float32], grid: Grid, window: Window, top: int) -> NDArray[np.float32]:
+    lines = slice(window.y - top, window.y - top + grid.window_lines)
+    return np.ascontiguousarray(gray[:, lines, window.x : window.x + grid.window_px])
+
+
+def _core(logits: NDArray[np.float32], window: Window, y1: int, width: int) -> NDArray[np.float32]:
+    """The part of a window's logits that its core answers for, within the roll."""
+    lines = slice(window.core_y0 - window.y, min(window.core_y1, y1) - window.y)
+    return logits[:, lines, window.core_x0 - window.x : min(window.core_x1, width) - window.x]
+
+
+def _cell_rows(roll: Roll, gray: NDArray[np.float32], y0: int) -> Iterator[CellRow]:
+    """The rows of cells of a row of cores; gray (M, h, W) starts at line y0."""
+    height = gray.shape[1]
+    valid = roll.read_lines("valid", y0, y0 + height).astype(np.bool_)
+    for start in range(0, height, CELL):
+        stop = min(start + CELL, height)
+        yield read_row(gray[:, start:stop], valid[start:stop], y0 + start)
+
+
+def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return np.log(p) - np.log1p(-p)
+
+
+def _isa() -> str:
+    """The vector instructions that decide how an engine rounds: machine and the widest AVX."""
+    flags = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    widest = next((name for name in ("amx_bf16", "avx512f", "avx2") if name in flags.split()), "baseline")
+    return f"{platform.machine()} {widest}"
+
+
+@cache
+def code_version() -> str:
+    """The package's version and a digest of the files that decide a scan's result."""
+    digest = hashlib.sha256()
+    for name in ("tiles", "linescan", "defects", "scan", "engines"):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return f"{version('rollsight')}+{digest.hexdigest()[:8]}"
+
+
+def check_bands(lines: int, band_lines: int, core_lines: int) -> list[tuple[int, int]]:
+    """The bands of a roll, [y0, y1) each: whole rows of cores; UserError for a size that cuts one."""
+    if band_lines < core_lines or band_lines % core_lines:
+        raise UserError(f"a band of {band_lines} lines cuts a window's core: it must be a multiple of {core_lines}")
+    return [(y0, min(y0 + band_lines, lines)) for y0 in range(0, lines, band_lines)]

@@ -1,0 +1,86 @@
+"""Labelled data in, a model in the plant out: training, then the figures on its card."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from rollsight.inspect.engines import open_engine
+from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.evaluate import card_metric, evaluate
+from rollsight.inspect.labels import ANY_SPLIT, LabelledData
+from rollsight.inspect.models import Model, save_model, update_card
+from rollsight.inspect.plant import Plant
+from rollsight.inspect.rolls import check_roll_id
+from rollsight.inspect.train import Recipe, model_classes, train
+
+THRESHOLD = 0.5  # per class, until a false-alarm budget on clean strip has been fitted
+THRESHOLD_BASIS = (
+    "0.5 for every class: the plain majority, not fitted. No false-alarm budget on clean strip stands behind it."
+)
+
+
+def train_model(
+    plant: Plant,
+    name: str,
+    data: Sequence[LabelledData],
+    recipe: Recipe,
+    *,
+    shares: Sequence[float] = (),
+    notes: Sequence[str] = (),
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> Model:
+    """Train on the train split of each source and put the model into the plant as `models/<name>`.
+
+    The figures on the val splits, where sources have one, go on the card. Raises UserError for a name
+    that is taken or data that cannot be trained on. Interrupted, the same call goes on.
+    """
+    check_roll_id(name)  # model names keep to the same letters
+    if name == "default" or (plant.models / name).exists():
+        raise UserError(f"model {name!r} exists: choose another name", USAGE)
+    learned = [source.of_split("train") for source in data]
+    run = plant.models / f".{name}.training"
+    net = train(learned, run, recipe, shares=shares, on_step=on_step)
+    classes = model_classes(learned)
+    card: dict[str, Any] = {
+        "name": name,
+        "net": recipe.net,
+        "net_options": {"attention": recipe.attention},
+        "classes": classes,
+        "thresholds": dict.fromkeys(classes, THRESHOLD),
+        "thresholds_basis": THRESHOLD_BASIS,
+        "trained_on": [describe(source, "train") for source in learned],
+        "recipe": {**asdict(recipe), "shares": list(shares)},
+        "code_version": version("rollsight"),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": list(notes),
+    }
+    model = save_model(plant.models / name, net, card)
+    for source in data:
+        if any(sample.split == "val" for sample in source.samples):
+            model = add_to_card(model, source, "val")
+    return model
+
+
+def add_to_card(model: Model, data: LabelledData, split: str) -> Model:
+    """Evaluate a split and write the figures with their intervals on the model's card."""
+    chosen = data.of_split(split)
+    tally = evaluate(model, open_engine(model)[1], chosen)
+    name = describe(chosen, split)["source"]
+    kept = [m for m in model.card.metrics if (m["data"], m["split"]) != (name, split)]
+    return update_card(model, metrics=[*kept, card_metric(name, split, tally)])
+
+
+def describe(data: LabelledData, split: str) -> dict[str, Any]:
+    """What a card says of a source: never a path, which is one machine's."""
+    groups = data.groups()
+    rolls = all(sample.split == ANY_SPLIT for sample in data.samples)
+    return {
+        "source": f"{len(groups)} rolls, {groups[0]} to {groups[-1]}" if rolls else data.root.name,
+        "split": split,
+        "images": len(data.samples),
+        "groups": len(groups),
+        "group_names": groups,
+        "digest": data.digest(),
+    }

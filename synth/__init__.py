@@ -1,0 +1,1 @@
+"""Rare defects in, labelled data out: the simulated coil and, later, the generator."""
