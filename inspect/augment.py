@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from kornia.constants import DataKey, Resample
 from numpy.typing import NDArray
+from rollsight.inspect.defects import label_mask
 from scipy import ndimage
 from torch import Tensor
-
-from rollsight.inspect.defects import label_mask
 
 AREA_FLOOR = 16  # px: below it a component weighs no more, annotation noise would
 WEIGHT_RANGE = (1.0, 8.0)
@@ -28,7 +27,9 @@ def augmentations() -> K.AugmentationSequential:
         K.RandomHorizontalFlip(p=0.5),
         K.RandomVerticalFlip(p=0.5),
         K.RandomRotation90(times=(1, 1), p=0.5),
-        K.RandomAffine(degrees=8.0, translate=(0.1, 0.1), scale=(0.8, 1.25), padding_mode="reflection", p=0.5),
+        K.RandomAffine(
+            degrees=8.0, translate=(0.1, 0.1), scale=(0.8, 1.25), padding_mode="reflection", p=0.5
+        ),
         K.RandomElasticTransform(
             kernel_size=(33, 33), sigma=(8.0, 8.0), alpha=(1.5, 1.5), padding_mode="reflection", p=0.25
         ),

@@ -7,16 +7,16 @@ that touch (8-connected) are one defect: union-find over the seams. So the table
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rollsight.inspect.labels import IGNORE
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-
-from rollsight.inspect.labels import IGNORE
 
 EIGHT = np.ones((3, 3), dtype=np.int8)
 SCHEMA_VERSION = 1
@@ -167,7 +167,7 @@ def join(bands: Sequence[Components]) -> Components:
     offsets = np.cumsum([0, *(len(band) for band in bands)])
     pairs = [
         _touching(upper, lower, int(offsets[i]), int(offsets[i + 1]))
-        for i, (upper, lower) in enumerate(zip(bands[:-1], bands[1:], strict=True))
+        for i, (upper, lower) in enumerate(pairwise(bands))
     ]
     total = int(offsets[-1])
     edges = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
@@ -187,7 +187,9 @@ def join(bands: Sequence[Components]) -> Components:
     classes = merged(np.minimum, (band.classes for band in bands))  # all parts of a defect are of one class
     score = np.zeros(n, dtype=np.float32)
     np.maximum.at(score, of, np.concatenate([*(band.score for band in bands), np.zeros(0, np.float32)]))
-    facts = {name: merged(ufunc, (band.facts[name] for band in bands))[order] for name, ufunc in FACTS.items()}
+    facts = {
+        name: merged(ufunc, (band.facts[name] for band in bands))[order] for name, ufunc in FACTS.items()
+    }
     none = np.zeros((0, 3), dtype=np.int64)
     return Components(classes[order], first[order], score[order], facts, none, none)
 
@@ -209,7 +211,7 @@ def _touching(upper: Components, lower: Components, upper_at: int, lower_at: int
 def table(
     components: Components, classes: Sequence[str], scale: Scale, *, roll_id: str, run_id: str
 ) -> pa.Table:
-    """The defect table of a roll, in mm and m where the pixel sizes are known, else null there and px only."""
+    """The defect table of a roll, in mm and m; without pixel sizes those columns are null, and px hold."""
     n, facts = len(components), components.facts
 
     def in_mm(px: NDArray[np.int64], mm_per_px: float | None, per: float = 1.0) -> pa.Array:
@@ -232,7 +234,10 @@ def table(
         "area_mm2": in_mm(facts["area_px"], area_of_px),
         "area_px": facts["area_px"],
         "score": components.score,
-        **{name: pa.nulls(n, SCHEMA.field(name).type) for name in ("severity", "lighting", "periodic_group", "review")},
+        **{
+            name: pa.nulls(n, SCHEMA.field(name).type)
+            for name in ("severity", "lighting", "periodic_group", "review")
+        },
         **{name: facts[name] for name in ("x0", "y0", "x1", "y1")},
     }
     return pa.table(columns, schema=SCHEMA)

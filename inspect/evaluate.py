@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from rollsight.inspect.engines import Engine
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import LabelledData
@@ -80,7 +79,11 @@ def card_metric(name: str, split: str, tally: Tally) -> dict[str, Any]:
     add("mIoU", figures["pixel"]["miou"], intervals["pixel"]["miou"])
     for name_of_class, value in figures["pixel"]["iou"].items():
         add(f"IoU {name_of_class}", value, intervals["pixel"]["iou"][name_of_class])
-    for key, label in (("recall_h", "recall (hit)"), ("precision_h", "precision (hit)"), ("f1_h", "F1 (hit)")):
+    for key, label in (
+        ("recall_h", "recall (hit)"),
+        ("precision_h", "precision (hit)"),
+        ("f1_h", "F1 (hit)"),
+    ):
         add(label, figures["instance"][key], intervals["instance"][key])
     small = intervals["instance"]["recall_by_size"]["tiny_small"]["recall"]
     add("recall tiny + small", figures["instance"]["recall_by_size"]["tiny_small"]["recall"], small)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-
+from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.rolls import Roll, open_roll
 
@@ -51,7 +50,9 @@ class ImageFile:
                 f"{image.shape[1]} x {image.shape[0]}: they must be of one size, one value per pixel"
             )
         if mask.dtype.kind not in "bui" or not 0 <= mask.min() <= mask.max() <= IGNORE:
-            raise UserError(f"{self.mask}: mask values {mask.min()} to {mask.max()}: a mask holds whole numbers 0 to 255")
+            raise UserError(
+                f"{self.mask}: mask values {mask.min()} to {mask.max()}: a mask holds whole numbers 0 to 255"
+            )
         return image[None], mask.astype(np.uint8)
 
 
@@ -116,9 +117,13 @@ def open_labels(root: Path) -> LabelledData:
         parts = [_from_roll(open_roll(path)) for path in rolls]
         if any(part.classes != parts[0].classes for part in parts):
             raise UserError(f"{root}: the rolls' masks have different classes: give them one by one")
-        return LabelledData(root, parts[0].classes, tuple(sample for part in parts for sample in part.samples))
+        return LabelledData(
+            root, parts[0].classes, tuple(sample for part in parts for sample in part.samples)
+        )
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of labelled data: give one with images, masks and classes.json")
+        raise UserError(
+            f"{root}: no such folder of labelled data: give one with images, masks and classes.json"
+        )
     classes = _read_classes(root / "classes.json")
     samples = list(_from_manifest(root) if (root / "manifest.csv").is_file() else _from_folders(root))
     if not samples:
@@ -229,9 +234,16 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
         if max(image.size) > MAX_SIDE:
-            raise UserError(f"{path}: {image.size[0]} x {image.size[1]} px is over {MAX_SIDE}: ingest it as a roll")
+            raise UserError(
+                f"{path}: {image.size[0]} x {image.size[1]} px is over {MAX_SIDE}: ingest it as a roll"
+            )
         image.load()
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow raises all four
         raise UserError(f"{path}: not a readable image ({error})") from None
     return image
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from rollsight.inspect.tiles import CELL
 
-DARK = 16 / 255  # of white: bare background and failed lamps lie below, the darkest public strip above (measured)
+# Of white. Bare background and failed lamps lie below, the darkest public strip above (measured).
+DARK = 16 / 255
 SATURATED = 0.995  # of white: the sensor's end
 BLIND_SHARE = 0.5  # of a cell's strip pixels: above it the cell is not inspected
 EDGE_RUN = 8  # px: a strip edge is the first run of this many bright columns, so dust does not move it
@@ -52,11 +52,15 @@ def read_row(gray: NDArray[np.float32], valid: NDArray[np.bool_], y0: int, cell:
     lit = (brightest >= DARK).mean(axis=1) >= MIN_STRIP
     # A textured line that repeats the one before it to the last bit was dropped and filled in by the grabber.
     dropped = ~valid
-    dropped[1:] |= (gray[:, 1:] == gray[:, :-1]).all(axis=(0, 2)) & (np.ptp(brightest[1:], axis=1) > 0) & lit[1:]
+    dropped[1:] |= (
+        (gray[:, 1:] == gray[:, :-1]).all(axis=(0, 2)) & (np.ptp(brightest[1:], axis=1) > 0) & lit[1:]
+    )
     edges = _edges(brightest[lit & ~dropped]) if (lit & ~dropped).any() else None
     if edges is None:
         reason = "dropped" if dropped.any() else "dark"
-        return CellRow(y0, y0 + height, None, None, height * width, (Blind(0, y0, width, y0 + height, reason),))
+        return CellRow(
+            y0, y0 + height, None, None, height * width, (Blind(0, y0, width, y0 + height, reason),)
+        )
     left, right = edges
     strip = brightest[:, left:right]
     dark_line = (strip < DARK).mean(axis=1) > BLIND_SHARE
@@ -65,7 +69,10 @@ def read_row(gray: NDArray[np.float32], valid: NDArray[np.bool_], y0: int, cell:
     for lines, reason in ((dropped, "dropped"), (dark_line & ~dropped, "dark")):
         blind += [Blind(left, y0 + a, right, y0 + b, reason) for a, b in runs(lines)]
     blind_mask[dropped | dark_line] = True
-    for reason, planes in (("dark", strip < DARK), ("saturated", (gray[:, :, left:right] >= SATURATED).any(axis=0))):
+    for reason, planes in (
+        ("dark", strip < DARK),
+        ("saturated", (gray[:, :, left:right] >= SATURATED).any(axis=0)),
+    ):
         counted = planes & ~blind_mask
         share = _per_cell(counted, left, cell) / np.maximum(_per_cell(~blind_mask, left, cell), 1)
         for a, b in runs(share > BLIND_SHARE):

@@ -6,9 +6,8 @@ int64 in [0, K), 255 = ignored.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from rollsight.inspect.labels import IGNORE
+from torch import Tensor
 
 FOCAL_GAMMA = 1.0  # 2 in the paper; the masks of public steel data are noisy, and focal at 2 did worst there
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rollsight.inspect.defects import label_mask
 from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import IGNORE
 from scipy import ndimage, special
 from scipy.optimize import linear_sum_assignment
 
-IGNORE = 255  # in a truth: not judged; in a prediction: not inspected
 HIT_PERCENT = 10  # match H: this share of a component within reach of the other side makes it found, or true
 HIT_REACH_PX = 2
 TAUS = (0.1, 0.3, 0.5)  # match T: smallest IoU of a pair
@@ -33,7 +34,6 @@ MIN_DEFINED_DRAWS = 0.90
 FOREIGN = "(foreign)"  # predicted classes that the data does not label
 
 # Labels of one class that touch at a side or a corner are one component.
-EIGHT = np.ones((3, 3), dtype=bool)
 
 Counts = Mapping[str, NDArray[Any]]  # counter name -> (..., its own shape)
 
@@ -68,16 +68,11 @@ def components(
     in ignore of a kept one is cut off after labelling, so that ignore never splits it, and counts in no area
     (as in panoptic quality, where void pixels do not affect the IoU: Kirillov et al. 2019, arXiv:1801.00868).
     """
-    counts = np.bincount(label_map.ravel(), minlength=256)
-    present = [c for c in range(1, min(class_count, IGNORE - 1) + 1) if counts[c]]
-    ids = np.zeros(label_map.shape, dtype=np.int32)
-    classes: list[int] = []
-    for c in present:
-        of_class, n = ndimage.label(label_map == c, structure=EIGHT)
-        inside = of_class > 0
-        ids[inside] = of_class[inside] + len(classes)
-        classes += [c] * n
-    areas = np.bincount(ids.ravel(), minlength=len(classes) + 1)
+    ids, n = label_mask(np.where(label_map <= class_count, label_map, 0).astype(np.uint8))
+    classes = np.zeros(n, dtype=np.int64)
+    inside = ids > 0
+    classes[ids[inside] - 1] = label_map[inside]
+    areas = np.bincount(ids.ravel(), minlength=n + 1)
     hidden = np.zeros_like(areas) if ignore is None else np.bincount(ids[ignore], minlength=len(areas))
     keep = (areas >= a_min) & (2 * hidden <= areas)
     keep[0] = False
@@ -87,7 +82,7 @@ def components(
         ids[ignore] = 0
     return Components(
         ids=ids,
-        classes=np.asarray(classes, dtype=np.int64)[keep[1:]],
+        classes=classes[keep[1:]],
         areas=(areas - hidden)[keep].astype(np.int64),
         boxes=ndimage.find_objects(ids),
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.tiles import CELL
 
@@ -84,21 +83,22 @@ class Model:
 
         Raises UserError where the halo on the card is not the one the net's graph asks for.
         """
+        from rollsight.inspect.nets.reach import halo_px
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-
-        from rollsight.inspect.nets.reach import halo_px
 
         net = _build(self.card)
         try:
             net.load_state_dict(load_file(self.folder / WEIGHTS))
         except (RuntimeError, SafetensorError) as error:
             reason = str(error)[:300]  # torch names every tensor that does not fit
-            raise UserError(f"{self.folder / WEIGHTS}: not the weights of {self.card.net}: {reason}") from None
-        needed = halo_px(net)
-        if self.card.halo_px < needed:
             raise UserError(
-                f"{self.folder / CARD}: halo_px is {self.card.halo_px}, but the net sees {needed} px: it must be that"
+                f"{self.folder / WEIGHTS}: not the weights of {self.card.net}: {reason}"
+            ) from None
+        halo, needed = self.card.halo_px, halo_px(net)
+        if halo < needed:
+            raise UserError(
+                f"{self.folder / CARD}: halo_px is {halo}, the net sees {needed} px: it must be that"
             )
         return net.eval()
 
@@ -112,12 +112,16 @@ def open_model(name: str, models: Path) -> Model:
     folder = next((place for place in places if (place / CARD).is_file()), None)
     if folder is None:
         known = sorted(path.parent.name for path in models.glob(f"*/{CARD}"))
-        raise UserError(f"no model {name!r}: there are {', '.join(['default', *known])}, or give a model's folder")
+        raise UserError(
+            f"no model {name!r}: there are {', '.join(['default', *known])}, or give a model's folder"
+        )
     card = _read_card(folder / CARD)
     for file, expected in ((WEIGHTS, card.weights_sha256), (GRAPH, card.graph_sha256)):
         path = folder / file
         if not path.is_file() or path.stat().st_size > MAX_WEIGHT_BYTES or sha256_of(path) != expected:
-            raise UserError(f"{path}: missing or not the file that {CARD} names: fetch or train the model again")
+            raise UserError(
+                f"{path}: missing or not the file that {CARD} names: fetch or train the model again"
+            )
     return Model(folder, card)
 
 
@@ -128,22 +132,22 @@ def save_model(folder: Path, net: "nn.Module", card: dict[str, Any]) -> Model:
     already there is replaced. Raises UserError where `folder` holds something else, ValueError where
     the card is inconsistent or the net cannot be scanned in tiles.
     """
-    from safetensors.torch import save_file
-
     from rollsight.inspect.engines import export_onnx
     from rollsight.inspect.nets.reach import halo_px
+    from safetensors.torch import save_file
 
     if folder.exists() and not (folder / CARD).is_file():
         raise UserError(f"{folder}: exists and is not a model: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     net = net.cpu().eval()
+    halo = halo_px(net)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         save_file({name: t.contiguous() for name, t in net.state_dict().items()}, staging / WEIGHTS)
         export_onnx(net, staging / GRAPH)
         whole = Card(
             **card,
-            halo_px=halo_px(net),
+            halo_px=halo,
             weights_sha256=sha256_of(staging / WEIGHTS),
             graph_sha256=sha256_of(staging / GRAPH),
         )
@@ -194,7 +198,9 @@ def _build(card: Card) -> "nn.Module":
     try:
         return NETS[card.net](len(card.classes), **card.net_options)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise UserError(f"model {card.name!r}: net_options {card.net_options} do not fit {card.net}: {error}") from None
+        raise UserError(
+            f"model {card.name!r}: net_options {card.net_options} do not fit {card.net}: {error}"
+        ) from None
 
 
 def _read_card(path: Path) -> Card:
@@ -221,7 +227,9 @@ def _readme(card: Card) -> str:
     lines += [f"- {note}" for note in card.notes]
     lines += ["", "## Trained on", ""]
     for source in card.trained_on:
-        lines.append(f"- {source['source']} ({source['split']}): {source['images']} images, {source['groups']} groups")
+        lines.append(
+            f"- {source['source']} ({source['split']}): {source['images']} images, {source['groups']} groups"
+        )
     lines += ["", "## How it did", ""]
     for metric in card.metrics:
         lines += [f"### {metric['data']}, {metric['split']} ({metric['n_images']} images)", ""]

@@ -31,7 +31,10 @@ class Plant:
         """The roll of that id; UserError names the ones there are where it is unknown."""
         path = self.roll_path(roll_id)
         if not path.is_dir():
-            known = ", ".join(self.roll_ids()[:10]) or "none yet: make one with `inspect ingest` or `inspect simulate`"
+            known = (
+                ", ".join(self.roll_ids()[:10])
+                or "none yet: make one with `inspect ingest` or `inspect simulate`"
+            )
             raise UserError(f"no roll {roll_id!r} in {self.rolls}: there are {known}")
         return open_roll(path)
 

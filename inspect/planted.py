@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-
 from rollsight.inspect.defects import label_mask
 from rollsight.inspect.metrics import HIT_PERCENT, HIT_REACH_PX, dilate
 from rollsight.inspect.rolls import Roll
@@ -23,7 +22,9 @@ class Found:
     alarms: int  # found ones with nothing planted there, of any class
 
 
-def against_truth(roll: Roll, found: pa.Table, mask: str, planted: pa.Table, truth: str = "truth") -> dict[str, Found]:
+def against_truth(
+    roll: Roll, found: pa.Table, mask: str, planted: pa.Table, truth: str = "truth"
+) -> dict[str, Found]:
     """Class -> what was found of it; `mask` and `truth` name the labels that the two tables describe.
 
     Both tables need class, x0, y0, x1, y1 in px. Planted defects under parts that were not inspected
@@ -70,7 +71,7 @@ def _component_of_box(ids: NDArray[np.int32], y0: int, x0: int, y1: int, x1: int
     """The component whose box it is: among those on the box's first line, the one that fills the box."""
     on_first_line = np.unique(ids[y0, x0:x1])
     for value in on_first_line[on_first_line > 0]:
-        component = ids == value
+        component: NDArray[np.bool_] = ids == value
         ys, xs = np.nonzero(component)
         if (ys.min(), ys.max() + 1, xs.min(), xs.max() + 1) == (y0, y1, x0, x1):
             return component

@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from rollsight.inspect.defects import Components, band_components
 from rollsight.inspect.engines import Engine, engine_version
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.linescan import Blind, CellRow, read_row
 from rollsight.inspect.models import Model
 from rollsight.inspect.rolls import NOT_INSPECTED, LabelWriter, Roll
@@ -61,7 +59,13 @@ class Plan:
 
 
 def plan_scan(
-    roll: Roll, model: Model, engine: str, *, core_lines: int = CORE_LINES, core_px: int | None = None, halo: int | None = None
+    roll: Roll,
+    model: Model,
+    engine: str,
+    *,
+    core_lines: int = CORE_LINES,
+    core_px: int | None = None,
+    halo: int | None = None,
 ) -> Plan:
     """The plan of scanning `roll` with `model` on `engine`.
 
@@ -74,7 +78,9 @@ def plan_scan(
     if halo is None:
         halo = model.card.halo_px
     if halo < model.card.halo_px:
-        raise ValueError(f"halo is {halo} px but the net sees {model.card.halo_px} px: halo must be at least that")
+        raise ValueError(
+            f"halo is {halo} px but the net sees {model.card.halo_px} px: halo must be at least that"
+        )
     Grid(roll.lines, roll.width, core_lines, core_px, halo)  # refuses sizes off the cell grid
     return Plan(
         roll.roll_id,
@@ -124,7 +130,8 @@ class Receipt:
         """Raises ValueError or KeyError where the file is not a whole receipt."""
         data = json.loads(path.read_bytes())
         rows = tuple(
-            CellRow(**{**row, "blind": tuple(Blind(**blind) for blind in row["blind"])}) for row in data["rows"]
+            CellRow(**{**row, "blind": tuple(Blind(**blind) for blind in row["blind"])})
+            for row in data["rows"]
         )
         return cls(
             data["run_id"],
@@ -148,7 +155,7 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -156,7 +163,9 @@ def write_durably(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def scan_band(plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int, label: LabelWriter, receipts: Path) -> Receipt:
+def scan_band(
+    plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int, label: LabelWriter, receipts: Path
+) -> Receipt:
     """Scan the lines y0 to y1, whole rows of cores: write their shard of the mask, then the receipt."""
     grid = plan.grid(roll.lines)
     seconds = dict.fromkeys(("read", "net", "mask", "write"), 0.0)
@@ -292,5 +301,7 @@ def code_version() -> str:
 def check_bands(lines: int, band_lines: int, core_lines: int) -> list[tuple[int, int]]:
     """The bands of a roll, [y0, y1) each: whole rows of cores; UserError for a size that cuts one."""
     if band_lines < core_lines or band_lines % core_lines:
-        raise UserError(f"a band of {band_lines} lines cuts a window's core: it must be a multiple of {core_lines}")
+        raise UserError(
+            f"a band of {band_lines} lines cuts a window's core: it must be a multiple of {core_lines}", USAGE
+        )
     return [(y0, min(y0 + band_lines, lines)) for y0 in range(0, lines, band_lines)]

@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
 from rollsight.inspect import augment, losses
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.tiles import CELL
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.csv"
@@ -84,7 +83,9 @@ def train(
     was found faster: CUDA, and CPUs with AMX. Raises UserError for data that cannot be trained on.
     """
     if recipe.crop_px % CELL or recipe.net not in NETS:
-        raise UserError(f"recipe: crop {recipe.crop_px} must be a multiple of {CELL}, net one of {list(NETS)}", USAGE)
+        raise UserError(
+            f"recipe: crop {recipe.crop_px} must be a multiple of {CELL}, net one of {list(NETS)}", USAGE
+        )
     classes = model_classes(data)
     sources = _read_sources(data, classes, recipe, shares)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -123,7 +124,7 @@ def train(
         ramp = min(1.0, step / max(1.0, recipe.small_ramp * recipe.steps))
         loss = dice + focal + recipe.small_weight * ramp * small
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimiser.step()
         average.update_parameters(net)
@@ -133,14 +134,16 @@ def train(
         if (step + 1) % 100 == 0 or step + 1 == last:
             _save(run / CHECKPOINT, identity, step + 1, net, average, optimiser)
             _add_to_curve(run / CURVE, step + 1, figures)
-    return average.module.cpu().eval()  # type: ignore[no-any-return]
+    return average.module.cpu().eval()
 
 
 def _read_sources(
     data: Sequence[LabelledData], classes: tuple[str, ...], recipe: Recipe, shares: Sequence[float]
 ) -> list[_Source]:
     if shares and (len(shares) != len(data) or min(shares) <= 0):
-        raise UserError(f"{len(shares)} shares for {len(data)} sources: give one positive share for each", USAGE)
+        raise UserError(
+            f"{len(shares)} shares for {len(data)} sources: give one positive share for each", USAGE
+        )
     read = [[sample.read() for sample in source.samples] for source in data]
     area_ref = augment.reference_area(mask for samples in read for _, mask in samples)
     sources = []
@@ -156,7 +159,9 @@ def _read_sources(
         for (image, mask), sample in zip(samples, source.samples, strict=True):
             if (found := int(mask[mask != IGNORE].max(initial=0))) > len(source.classes):
                 where = sample.mask if isinstance(sample, ImageFile) else sample.roll.path
-                raise UserError(f"{where}: mask value {found}, but {source.root} has {len(source.classes)} classes")
+                raise UserError(
+                    f"{where}: mask value {found}, but {source.root} has {len(source.classes)} classes"
+                )
             mask = to_model[mask]
             weight = augment.component_weight(mask, area_ref)
             # Images smaller than the crop are padded right and bottom by reflection, the padding ignored.
@@ -211,7 +216,9 @@ def _parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def _autocast(device: torch.device, wanted: bool | None) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def _autocast(
+    device: torch.device, wanted: bool | None
+) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     if wanted is None:
         # Without AMX, bf16 on a CPU is emulated and slower than fp32.
         wanted = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
@@ -230,7 +237,9 @@ def _save(
     path: Path, identity: str, step: int, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
     """All that a resumed run needs, in one file put in place by rename."""
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _state(net, average, optimiser).items()}
+    tensors = {
+        name: t.detach().cpu().contiguous().clone() for name, t in _state(net, average, optimiser).items()
+    }
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"identity": identity, "step": str(step)})
     with temporary.open("rb") as file:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
 from rollsight.inspect.errors import FAILED, PARTIAL, USAGE, UserError
 
 if TYPE_CHECKING:
@@ -23,7 +22,8 @@ app = typer.Typer(
 )
 
 Home = Annotated[
-    Path | None, typer.Option(help="Plant folder with rolls, models and runs. Default: $ROLLSIGHT_HOME, else ./plant.")
+    Path | None,
+    typer.Option(help="Plant folder with rolls, models and runs. Default: $ROLLSIGHT_HOME, else ./plant."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a roll of the same id.")]
@@ -39,9 +39,8 @@ def demo(
     from dataclasses import astuple
 
     import pyarrow.parquet
-
-    from rollsight.inspect.planted import against_truth
     from rollsight.inspect.plant import open_plant
+    from rollsight.inspect.planted import against_truth
     from rollsight.jobs import console
     from rollsight.synth.strip import TRUTH_FILE
 
@@ -56,17 +55,22 @@ def demo(
     found = against_truth(roll, run.table, run.summary["run_id"], planted)
     _tell(run)
     columns = ("class", "planted", "found", "found as another class", "false alarms")
-    console.show_table("Found against planted", columns, [(name, *astuple(counts)) for name, counts in found.items()])
+    console.show_table(
+        "Found against planted", columns, [(name, *astuple(counts)) for name, counts in found.items()]
+    )
     console.say(f"page: {run.folder / 'report.html'}")
 
 
 @app.command()
 def scan(
     rolls: Annotated[list[str], typer.Argument(help="Ids of the rolls to scan.", metavar="ROLL...")],
-    model: Annotated[str, typer.Option(help="Model name in the plant, a path, or `default`, the shipped one.")] = "default",
+    model: Annotated[
+        str, typer.Option(help="Model name in the plant, a path, or `default`, the shipped one.")
+    ] = "default",
     engine: Annotated[str, typer.Option(help="auto, onnx (ONNX Runtime) or torch.")] = "auto",
     band_lines: Annotated[
-        int | None, typer.Option(help="Lines per band, a multiple of 1024. Default 2048; no result depends on it.")
+        int | None,
+        typer.Option(help="Lines per band, a multiple of 1024. Default 2048; no result depends on it."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Bands at once. Default: one per core.")] = None,
     home: Home = None,
@@ -131,23 +135,31 @@ def simulate(
     path, planted = _simulate(plant, roll_id, length_m, seed, overwrite=overwrite, **plan)
     lines = plant.roll(roll_id).lines
     if as_json:
-        console.emit({"roll_id": roll_id, "path": str(path), "lines": lines, "seed": seed, "planted": planted})
+        console.emit(
+            {"roll_id": roll_id, "path": str(path), "lines": lines, "seed": seed, "planted": planted}
+        )
     else:
         console.say(f"{path}: {lines} lines, {length_m:g} m, {sum(planted.values())} planted defects")
 
 
 @app.command()
 def ingest(
-    folder: Annotated[Path, typer.Argument(help="Folder of TIFF, PNG or JPG strips, in the order of their names.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of TIFF, PNG or JPG strips, in the order of their names.")
+    ],
     roll_id: Annotated[str, typer.Argument(help="Id of the roll to make.")],
     mm_per_px_x: Annotated[float | None, typer.Option(help="mm per pixel across the strip.")] = None,
     mm_per_line: Annotated[float | None, typer.Option(help="mm per line along the strip.")] = None,
     side: Annotated[str | None, typer.Option(help="Side of the strip: top or bottom.")] = None,
-    units: Annotated[str, typer.Option(help="mm, or px where no pixel size is known: then nothing is in mm.")] = "mm",
+    units: Annotated[
+        str, typer.Option(help="mm, or px where no pixel size is known: then nothing is in mm.")
+    ] = "mm",
     line_id: Annotated[str | None, typer.Option(help="Production line.")] = None,
     heat: Annotated[str | None, typer.Option(help="Heat of the steel.")] = None,
     grade: Annotated[str | None, typer.Option(help="Steel grade.")] = None,
-    white: Annotated[float | None, typer.Option(help="Raw value that counts as white. Default 255 or 65535.")] = None,
+    white: Annotated[
+        float | None, typer.Option(help="Raw value that counts as white. Default 255 or 65535.")
+    ] = None,
     overwrite: Overwrite = False,
     home: Home = None,
     as_json: Json = False,
@@ -176,7 +188,15 @@ def ingest(
     with console.strip_progress(f"ingest {roll_id}", m_per_line=per_line, px_per_line=0) as on_lines:
         roll = ingest_strips(folder, path, strip, units=units, overwrite=overwrite, on_lines=on_lines)  # type: ignore[arg-type]
     if as_json:
-        console.emit({"roll_id": roll_id, "path": str(path), "lines": roll.lines, "width_px": roll.width, "units": roll.strip.units})
+        console.emit(
+            {
+                "roll_id": roll_id,
+                "path": str(path),
+                "lines": roll.lines,
+                "width_px": roll.width,
+                "units": roll.strip.units,
+            }
+        )
     else:
         console.say(f"{path}: {roll.lines} lines x {roll.width} px, {roll.dtype}, units {roll.strip.units}")
 
@@ -212,8 +232,16 @@ def rolls(home: Home = None, as_json: Json = False) -> None:
         for row in rows:
             console.emit(row)
         return
-    cells = [["-" if value is None else " ".join(value) if isinstance(value, list) else value for value in row.values()] for row in rows]
-    console.show_table(f"Rolls in {plant.rolls}", ("roll", "lines", "width px", "length m", "modes", "depth", "runs"), cells)
+    cells = [
+        [
+            "-" if value is None else " ".join(value) if isinstance(value, list) else value
+            for value in row.values()
+        ]
+        for row in rows
+    ]
+    console.show_table(
+        f"Rolls in {plant.rolls}", ("roll", "lines", "width px", "length m", "modes", "depth", "runs"), cells
+    )
 
 
 @app.command()
@@ -237,21 +265,26 @@ def models(home: Home = None, as_json: Json = False) -> None:
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="Name of the model to make.")],
-    data: Annotated[list[Path], typer.Option(help="Labelled data or labelled roll; may be given several times.")],
-    share: Annotated[list[float] | None, typer.Option(help="Share of each --data in a batch. Default: equal.")] = None,
+    data: Annotated[
+        list[Path], typer.Option(help="Labelled data or labelled roll; may be given several times.")
+    ],
+    share: Annotated[
+        list[float] | None, typer.Option(help="Share of each --data in a batch. Default: equal.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=2, help="Crops per step.")] = 16,
     attention: Annotated[str, typer.Option(help="cbam or none.")] = "cbam",
     small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
-    note: Annotated[list[str] | None, typer.Option(help="A line for the model's card; may be repeated.")] = None,
+    note: Annotated[
+        list[str] | None, typer.Option(help="A line for the model's card; may be repeated.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Train a segmenter on labelled data. Interrupted, the same command goes on from the last checkpoint."""
     import torch
-
     from rollsight.inspect.labels import open_labels
     from rollsight.inspect.plant import open_plant
     from rollsight.inspect.train import Recipe
@@ -286,7 +319,9 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model name in the plant, a path, or `default`.")] = "default",
-    data: Annotated[Path | None, typer.Option(help="Labelled data or labelled roll. Default: $ROLLSIGHT_DATA.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled data or labelled roll. Default: $ROLLSIGHT_DATA.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     engine: Annotated[str, typer.Option(help="auto, onnx or torch.")] = "auto",
     card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
@@ -324,20 +359,30 @@ def _tell_figures(title: str, figures: dict[str, Any]) -> None:
     rows: list[tuple[Any, ...]] = [("mIoU", pixel["miou"], intervals["pixel"]["miou"])]
     rows += [(f"IoU {name}", value, intervals["pixel"]["iou"][name]) for name, value in pixel["iou"].items()]
     rows += [(key, instance[key], intervals["instance"][key]) for key in ("recall_h", "precision_h", "f1_h")]
-    rows += [(f"recall {size} (n={b['n']})", b["recall"], b) for size, b in instance["recall_by_size"].items()]
+    rows += [
+        (f"recall {size} (n={b['n']})", b["recall"], b) for size, b in instance["recall_by_size"].items()
+    ]
     console.show_table(
         title,
         ("figure", "value", "low", "high"),
-        [(name, *("-" if x is None else x for x in (value, span["low"], span["high"]))) for name, value, span in rows],
+        [
+            (name, *("-" if x is None else x for x in (value, span["low"], span["high"])))
+            for name, value, span in rows
+        ],
     )
     alarms = figures["false_alarms"]
     console.say(f"false alarms {alarms['per_mpx']:.2f} per Mpx; thresholds {figures['thresholds']}")
-    for name, key in (("classes the model does not know", "unknown_classes"), ("groups it was trained on", "groups_trained_on")):
+    for name, key in (
+        ("classes the model does not know", "unknown_classes"),
+        ("groups it was trained on", "groups_trained_on"),
+    ):
         if figures[key]:
             console.say(f"{name}: {', '.join(figures[key][:10])}")
 
 
-def _simulate(plant: "Plant", roll_id: str, length_m: float, seed: int, *, overwrite: bool = False, **plan: Any) -> tuple[Path, dict[str, int]]:
+def _simulate(
+    plant: "Plant", roll_id: str, length_m: float, seed: int, *, overwrite: bool = False, **plan: Any
+) -> tuple[Path, dict[str, int]]:
     """Make a simulated roll with a progress bar; its path and the planted defects per class."""
     from collections import Counter
 
@@ -346,13 +391,17 @@ def _simulate(plant: "Plant", roll_id: str, length_m: float, seed: int, *, overw
 
     path, simulated = plant.roll_path(roll_id), SimulatedStrip(length_m, seed, **plan)
     per_line = simulated.mm_per_line / 1000
-    with console.strip_progress(f"simulate {roll_id}", m_per_line=per_line, px_per_line=simulated.width_px) as bar:
+    with console.strip_progress(
+        f"simulate {roll_id}", m_per_line=per_line, px_per_line=simulated.width_px
+    ) as bar:
         simulate_roll(path, simulated, overwrite=overwrite, on_lines=bar)
     counts = Counter(simulated.truth["class"].to_pylist())
     return path, {name: counts[name] for name in CLASSES}
 
 
-def _scan(plant: "Plant", roll_id: str, model: str, engine: str, band_lines: int | None, threads: int | None) -> "Run":
+def _scan(
+    plant: "Plant", roll_id: str, model: str, engine: str, band_lines: int | None, threads: int | None
+) -> "Run":
     """Scan a roll with a progress bar."""
     from rollsight.jobs import console
     from rollsight.jobs.scan_job import scan_roll
@@ -362,13 +411,29 @@ def _scan(plant: "Plant", roll_id: str, model: str, engine: str, band_lines: int
     px_per_line = roll.width * roll.modes
     with console.strip_progress(f"scan {roll_id}", m_per_line=per_line, px_per_line=px_per_line) as bar:
         return scan_roll(
-            plant, roll, plant.model(model), engine=engine, band_lines=band_lines, threads=threads, on_band=bar
+            plant,
+            roll,
+            plant.model(model),
+            engine=engine,
+            band_lines=band_lines,
+            threads=threads,
+            on_band=bar,
         )
 
 
 def _scan_result(run: "Run") -> dict[str, Any]:
     """The JSON line of a scan: keys that others build on."""
-    keys = ("roll_id", "run_id", "engine", "executor", "length_m", "width_mm", "coverage", "defects", "by_class")
+    keys = (
+        "roll_id",
+        "run_id",
+        "engine",
+        "executor",
+        "length_m",
+        "width_mm",
+        "coverage",
+        "defects",
+        "by_class",
+    )
     result = {key: run.summary[key] for key in keys}
     result |= {key: run.summary[key] for key in ("seconds", "mpix_s")}
     result |= {"peak_rss_mb": _peak_rss_mb(), "verdict": run.summary["verdict"]}
@@ -402,19 +467,17 @@ def _peak_rss_mb() -> float:
 
 def main() -> None:
     """Run the command: a user's mistake is one line and an exit code, never a traceback."""
-    import click
-
     try:
         code = app(standalone_mode=False)
     except UserError as fault:
         print(f"inspect: {fault}", file=sys.stderr)
         code = fault.exit_code
-    except click.exceptions.Abort:
-        code = INTERRUPTED
-    except click.ClickException as fault:
-        print(f"inspect: {' '.join(fault.format_message().split())}: see inspect --help", file=sys.stderr)
+    except typer.TyperException as fault:  # a command line that cannot be parsed
+        # Without any argument the help was shown, and nothing is left to say.
+        if message := " ".join(fault.format_message().split()).rstrip("."):
+            print(f"inspect: {message}: see inspect --help", file=sys.stderr)
         code = USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -423,5 +486,8 @@ def main() -> None:
         print(f"inspect: {fault.strerror or fault}: {fault.filename or 'no file named'}", file=sys.stderr)
         code = FAILED
     if code == INTERRUPTED:
-        print("inspect: interrupted; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        print(
+            "inspect: interrupted; what was finished is kept: the same command goes on from there",
+            file=sys.stderr,
+        )
     sys.exit(code or 0)

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
 from rollsight.inspect.errors import UserError
 
 OnDone = Callable[[int, int | None], None]
@@ -41,7 +40,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     """A table of the result, on stdout; numbers are set right."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] in ("", "-") for row in rows)
+        numeric = bool(rows) and all(
+            isinstance(row[index], int | float) or row[index] in ("", "-") for row in rows
+        )
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
@@ -55,14 +56,20 @@ def strip_progress(what: str, *, m_per_line: float | None, px_per_line: int) -> 
     Yields the callback (lines done, lines in all). Quiet without a terminal.
     """
     unit, per_line = ("lines", 1.0) if m_per_line is None else ("m", m_per_line)
-    with _bar(what, f"{{task.completed:,.0f}} / {{task.total:,.0f}} {unit}  {{task.fields[rate]:.1f}} MPix/s") as bar:
+    with _bar(
+        what, f"{{task.completed:,.0f}} / {{task.total:,.0f}} {unit}  {{task.fields[rate]:.1f}} MPix/s"
+    ) as bar:
         started, first = time.perf_counter(), None
 
         def on_done(done: int, total: int | None) -> None:
             nonlocal first
             first = done if first is None else first
             seconds = max(time.perf_counter() - started, 1e-6)
-            bar(done * per_line, None if total is None else total * per_line, (done - first) * px_per_line / 1e6 / seconds)
+            bar(
+                done * per_line,
+                None if total is None else total * per_line,
+                (done - first) * px_per_line / 1e6 / seconds,
+            )
 
         yield on_done
 
@@ -70,7 +77,9 @@ def strip_progress(what: str, *, m_per_line: float | None, px_per_line: int) -> 
 @contextlib.contextmanager
 def count_progress(what: str, unit: str) -> Iterator[OnDone]:
     """A bar in units of work (steps, images), with units per second and time left."""
-    with _bar(what, f"{{task.completed:,.0f}} / {{task.total:,.0f}} {unit}  {{task.fields[rate]:.2f}}/s") as bar:
+    with _bar(
+        what, f"{{task.completed:,.0f}} / {{task.total:,.0f}} {unit}  {{task.fields[rate]:.2f}}/s"
+    ) as bar:
         started, first = time.perf_counter(), None
 
         def on_done(done: int, total: int | None) -> None:
@@ -83,7 +92,13 @@ def count_progress(what: str, unit: str) -> Iterator[OnDone]:
 
 @contextlib.contextmanager
 def _bar(what: str, text: str) -> Iterator[Callable[[float, float | None, float], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn(text), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn(text),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(what, total=1.0, rate=0.0)
 

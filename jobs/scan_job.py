@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-
 from rollsight.inspect import defects
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import LOCKED, PARTIAL, UserError
@@ -79,12 +78,15 @@ def scan_roll(
     engine_name, run_engine = open_engine(model, engine)
     sizes = {} if core_lines is None else {"core_lines": core_lines}
     plan = plan_scan(roll, model, engine_name, halo=halo, **sizes)
+    check_bands(roll.lines, band_lines or plan.core_lines, plan.core_lines)
     folder = plant.run(roll.roll_id, plan.run_id)
     receipts = folder / "bands"
     receipts.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         label, band_lines = _mask(roll, plan, band_lines)
-        write_durably(folder / "plan.json", json.dumps(asdict(plan) | {"run_id": plan.run_id}, indent=1).encode())
+        write_durably(
+            folder / "plan.json", json.dumps(asdict(plan) | {"run_id": plan.run_id}, indent=1).encode()
+        )
         bands = check_bands(roll.lines, band_lines, plan.core_lines)
         committed = _committed(plan, bands, label, receipts)
         done = sum(y1 - y0 for y0, y1 in committed)
@@ -103,8 +105,8 @@ def scan_roll(
         valid = _committed(plan, bands, label, receipts)
         if absent := [band for band in bands if band not in valid]:
             raise UserError(
-                f"roll {roll.roll_id}: {len(absent)} of {len(bands)} bands have no receipt, the first at line "
-                f"{absent[0][0]}: scan it again, finished bands are kept",
+                f"roll {roll.roll_id}: {len(absent)} of {len(bands)} bands have no receipt, the first at "
+                f"line {absent[0][0]}: scan it again, finished bands are kept",
                 PARTIAL,
             )
         label.close()
@@ -132,19 +134,22 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder} is being scanned by another process: try again later", LOCKED) from None
+            raise UserError(
+                f"{folder} is being scanned by another process: try again later", LOCKED
+            ) from None
         yield
 
 
 def _mask(roll: Roll, plan: Plan, band_lines: int | None) -> tuple[LabelWriter, int]:
     """The mask of the run and its band size: that of the run begun before, if there is one."""
     if not os.access(roll.path, os.W_OK):
-        raise UserError(f"{roll.path} is read-only: the class mask is written beside the image, so it must be writable")
+        raise UserError(
+            f"{roll.path} is read-only: the class mask is written beside the image, so it must be writable"
+        )
     if (roll.path / "labels" / plan.run_id).is_dir():
         label = LabelWriter.open(roll.path, plan.run_id)
         return label, label.shard_lines
     band_lines = band_lines or max(BAND_LINES, plan.core_lines)
-    check_bands(roll.lines, band_lines, plan.core_lines)
     label = LabelWriter.create(
         roll.path, plan.run_id, plan.classes, lines=roll.lines, width=roll.width, shard_lines=band_lines
     )
@@ -171,7 +176,9 @@ def _committed(
     return valid
 
 
-def _summary(roll: Roll, model: Model, plan: Plan, receipts: list[Receipt], table: pa.Table) -> dict[str, Any]:
+def _summary(
+    roll: Roll, model: Model, plan: Plan, receipts: list[Receipt], table: pa.Table
+) -> dict[str, Any]:
     rows = [row for receipt in receipts for row in receipt.rows]
     left, right = strip_edges(rows, roll.width)
     heights = np.array([row.y1 - row.y0 for row in rows])
@@ -188,7 +195,9 @@ def _summary(roll: Roll, model: Model, plan: Plan, receipts: list[Receipt], tabl
     reasons = []
     if coverage < COVERAGE_NEEDED:
         why = ", ".join(sorted({part["reason"] for part in blind})) or "no strip seen"
-        reasons.append(f"coverage {coverage:.2%} is under {COVERAGE_NEEDED:.0%}: parts were not inspected ({why})")
+        reasons.append(
+            f"coverage {coverage:.2%} is under {COVERAGE_NEEDED:.0%}: parts were not inspected ({why})"
+        )
     counts = Counter(table["class"].to_pylist())
     return {
         "roll_id": roll.roll_id,

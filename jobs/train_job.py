@@ -17,7 +17,8 @@ from rollsight.inspect.train import Recipe, model_classes, train
 
 THRESHOLD = 0.5  # per class, until a false-alarm budget on clean strip has been fitted
 THRESHOLD_BASIS = (
-    "0.5 for every class: the plain majority, not fitted. No false-alarm budget on clean strip stands behind it."
+    "0.5 for every class: the plain majority, not fitted. "
+    "No false-alarm budget on clean strip stands behind it."
 )
 
 

@@ -30,7 +30,8 @@ class SameConv(nn.Conv2d):
         before, after = self.same
         if before == after:
             return F.conv2d(x, self.weight, None, self.stride, before, self.dilation, self.groups)
-        return self._conv_forward(F.pad(x, (before, after, before, after)), self.weight, self.bias)
+        x = F.pad(x, (before, after, before, after))
+        return F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
 
 
 class InvertedResidual(nn.Module):

@@ -3,11 +3,10 @@
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-
 from rollsight.inspect.nets.attention import CBAM
 from rollsight.inspect.nets.encoders import Lite0, lite0_stem, load_lite0_imagenet
 from rollsight.inspect.tiles import CELL
+from torch import Tensor, nn
 
 Attention = Literal["none", "cbam"]
 DECODER = (64, 48, 32)  # channels at strides 8, 4, 2
@@ -42,7 +41,9 @@ class UNetLite(nn.Module):
     def __init__(self, classes: int, attention: Attention = "cbam") -> None:
         super().__init__()
         if attention not in get_args(Attention):
-            raise ValueError(f"attention is {attention!r}: it must be one of {', '.join(get_args(Attention))}")
+            raise ValueError(
+                f"attention is {attention!r}: it must be one of {', '.join(get_args(Attention))}"
+            )
         self.stem = lite0_stem()
         self.encoder = Lite0()
         at_2, at_4, at_8, at_16 = self.encoder.channels

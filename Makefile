@@ -1,0 +1,73 @@
+# The targets make .venv themselves. PYTHON is any Python of 3.11 or newer; DATA is the folder that holds
+# neu_clean/ and mt/, needed by `bench` and `model` only.
+PYTHON ?= python3
+DATA ?= $(or $(ROLLSIGHT_DATA),../shared/data)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+
+.PHONY: demo test lint types bench model
+
+demo: .venv/.runtime
+	$(BIN)/inspect demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows the map from folders to rollsight.* only over links; see [tool.mypy] in pyproject.toml.
+types: .venv/.dev
+	mkdir -p build/types/rollsight
+	for floor in inspect synth jobs; do ln -sfn ../../../$$floor build/types/rollsight/$$floor; done
+	$(BIN)/mypy
+
+# torch goes first: the pin torch==2.13.0 takes the CPU build (2.13.0+cpu) where an index offers one, and
+# with it in place nothing that follows can pull another build.
+.venv/.runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "making .venv: torch, then the rest (minutes the first time)"
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/.dev: .venv/.runtime
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+# Each claim is a script that writes bench/results/NAME.json; RESULTS.md is made from those.
+BENCHES := $(filter-out bench/report.py bench/_%,$(wildcard bench/*.py))
+bench: .venv/.dev
+	set -e; for script in $(BENCHES); do echo "$$script"; $(BIN)/python $$script; done
+	$(BIN)/python bench/report.py
+
+# The recipe of the shipped model: simulated strip with known truth, training, test figures on the card.
+# Run again, it goes on where it stopped: rolls and a training that are finished are kept.
+MODEL := build/model/plant/models/hot-strip-1
+TRAIN_ROLLS := $(foreach n,00 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15,build/model/plant/rolls/train-$n.zarr)
+
+model: $(MODEL)/.evaluated
+	rm -rf inspect/default_model
+	mkdir inspect/default_model
+	cp $(MODEL)/* inspect/default_model/
+
+# A roll is whole when it is there under its name: the writer renames it into place. Seeds 100 to 115.
+build/model/plant/rolls/train-%.zarr: | .venv/.runtime
+	$(BIN)/inspect simulate train-$* --length-m 10 --seed 1$* --density 3 --no-lamp-failure \
+	    --home build/model/plant
+
+$(MODEL)/card.json: | .venv/.runtime $(TRAIN_ROLLS)
+	$(BIN)/inspect train hot-strip-1 --home build/model/plant \
+	    --data $(DATA)/neu_clean --share 3 --data build/model/plant/rolls --share 1 \
+	    --steps 2000 --threads 1 \
+	    --note "Trained on scenes of NEU-Seg (K. Song, Y. Yan, NEU surface defect database) and on simulated strip." \
+	    --note "No licence file comes with NEU-Seg." \
+	    --note "The classes pit, roll_mark, scale and edge_crack were learned from simulated strip only: they have never seen real strip."
+
+$(MODEL)/.evaluated: $(MODEL)/card.json
+	$(BIN)/inspect evaluate hot-strip-1 --home build/model/plant --data $(DATA)/neu_clean --split test --card
+	touch $@

@@ -1,0 +1,115 @@
+"""bench/RESULTS.md from bench/results/*.json; and how a benchmark writes its figures there.
+
+A benchmark ends with `write_result("memory", {"rss_mb": {...}}, seed=7)`; run as a script, this file
+makes RESULTS.md from all results that there are.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "bench" / "RESULTS.md"
+ORIGIN = ("command", "seed", "machine", "date", "seconds")  # where a result comes from
+
+
+def write_result(name: str, figures: Mapping[str, Any], seed: int | None) -> Path:
+    """Write results/NAME.json: the figures, and command, seed, machine, date and seconds so far.
+
+    `seconds` counts from the start of this process. Raises ValueError where a figure takes the name of
+    one of those five; NaN and infinity are refused, as JSON has none.
+    """
+    if taken := [key for key in ORIGIN if key in figures]:
+        raise ValueError(f"figures {taken} have names that say where a result comes from: rename them")
+    origin = (
+        command(sys.argv),
+        seed,
+        machine(),
+        datetime.now(UTC).date().isoformat(),
+        round(time.time() - psutil.Process().create_time(), 1),
+    )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    result = {**figures, **dict(zip(ORIGIN, origin, strict=True))}
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def command(argv: list[str]) -> str:
+    """The command as a user types it in the repository's root: never a path of this machine.
+
+    Folders inside the repository and beside it become relative, others are named by their last part.
+    """
+    parts = ["python", _as_typed(argv[0])]
+    for argument in argv[1:]:
+        option, sign, value = argument.rpartition("=")
+        parts.append(option + sign + (_as_typed(value) if Path(value).is_absolute() else value))
+    return shlex.join(parts)
+
+
+def _as_typed(path: str) -> str:
+    relative = os.path.relpath(path, ROOT)
+    return relative if not relative.startswith("../..") else f"FOLDER/{Path(path).name}"
+
+
+def machine() -> str:
+    """Processor, cores given to this process, Python, torch and onnxruntime versions."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M)):
+        model = found[1]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime"))
+    return f"{model}, {cores} cores, Python {platform.python_version()}, {libraries}"
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown page of all results: name -> what its JSON holds."""
+    lines = [
+        "# Measured",
+        "",
+        "Made by `make bench` from `bench/results/*.json`; do not edit. One script per claim.",
+    ]
+    for name, result in sorted(results.items()):
+        lines += ["", f"## {name.replace('_', ' ')}", ""]
+        lines += [f"- command: `{result['command']}`", f"- seed: {result['seed']}"]
+        lines += [f"- machine: {result['machine']}", f"- date: {result['date']}, {result['seconds']} s"]
+        lines += ["", "| figure | value |", "|---|---:|"]
+        figures = {key: value for key, value in result.items() if key not in ORIGIN}
+        lines += [f"| {key} | {value} |".replace("\n", " ") for key, value in _rows(figures)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested figures as dotted names and values."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _cell(value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_cell(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "-" if value is None else str(value).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
+    PAGE.write_text(page(found), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {len(found)} results")

@@ -1,0 +1,64 @@
+"""Small real things that several tests need."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rollsight.inspect.models import Model, save_model
+from rollsight.inspect.nets import NETS
+from torch import nn
+
+CARD = {
+    "name": "small",
+    "net": "unet_lite",
+    "net_options": {"attention": "cbam"},
+    "classes": ("pit", "scratch"),
+    "thresholds": {"pit": 0.5, "scratch": 0.25},
+    "thresholds_basis": "none: the net is untrained",
+}
+
+
+@pytest.fixture(scope="session")
+def untrained_net() -> nn.Module:
+    """The default net for two classes: pretrained encoder, seeded decoder, norms that have seen something."""
+    torch.manual_seed(0)
+    net = NETS["unet_lite"](2, pretrained=True)
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and name.startswith("up_"):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def small_model(untrained_net, tmp_path_factory) -> Model:
+    """The untrained net as a model file; read it, do not change it."""
+    return save_model(tmp_path_factory.mktemp("models") / "small", untrained_net, CARD)
+
+
+@pytest.fixture
+def labelled_folder(tmp_path) -> Path:
+    """Six noisy gray images of 80 x 72 px with a bright pit or a dark scratch, as a manifest folder."""
+    root = tmp_path / "labelled"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, split in enumerate(("train", "train", "train", "train", "val", "test")):
+        image = rng.normal(128, 4, (72, 80))
+        mask = np.zeros((72, 80), dtype=np.uint8)
+        y, x = rng.integers(8, 40, 2)
+        where, value, gray = ((slice(y, y + 20), slice(x, x + 20)), 1, 230)
+        if i % 2:
+            where, value, gray = ((slice(4, 68), slice(x, x + 6)), 2, 20)
+        mask[where], image[where] = value, gray
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / f"{i}.png")
+        Image.fromarray(mask).save(root / f"{i}_mask.png")
+        rows.append((f"{i}.png", f"{i}_mask.png", split, f"piece-{i}"))
+    with (root / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "mask", "split", "group"), *rows])
+    (root / "classes.json").write_text(json.dumps(["pit", "scratch"]))
+    return root

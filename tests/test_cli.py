@@ -1,0 +1,197 @@
+"""The command as a user runs it: real processes, one clear line and an exit code for each mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCAN_KEYS = {
+    "roll_id", "run_id", "engine", "executor", "length_m", "width_mm", "coverage", "defects", "by_class",
+    "seconds", "mpix_s", "peak_rss_mb", "verdict", "table", "page",
+}  # fmt: skip
+
+
+def inspect(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `inspect ARGUMENTS --home HOME`."""
+    command = [sys.executable, "-m", "rollsight.jobs", *arguments, "--home", str(home)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plant with one short simulated roll."""
+    folder = tmp_path_factory.mktemp("plant")
+    assert (
+        inspect(folder, "simulate", "R1", "--length-m", "1.5", "--seed", "4", "--width-px", "400").returncode
+        == 0
+    )
+    return folder
+
+
+def test_scan_prints_one_json_line_with_the_agreed_keys_and_nothing_else(home: Path) -> None:
+    done = inspect(home, "scan", "R1", "--json")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    [line] = done.stdout.splitlines()
+    result = json.loads(line)
+    assert set(result) == SCAN_KEYS
+    assert result["engine"] == "onnx"
+    assert result["executor"] == "threads"
+    assert result["length_m"] == pytest.approx(1.5)
+    assert result["coverage"] == pytest.approx(1.0, abs=0.01)
+    assert sum(result["by_class"].values()) == result["defects"]
+    assert result["verdict"] in ("HOLD", "UNGRADED")
+    assert Path(result["table"]).is_file()
+    assert Path(result["page"]).read_text().startswith("<!doctype html>")
+
+
+def test_scan_tells_a_person_size_coverage_verdict_and_page(home: Path) -> None:
+    done = inspect(home, "scan", "R1")
+    assert done.returncode == 0
+    assert "1.5 m" in done.stdout
+    assert "coverage" in done.stdout
+    assert "VERDICT" in done.stdout
+    assert "report.html" in done.stdout
+
+
+def test_the_torch_engine_finds_the_same_defects(home: Path) -> None:
+    onnx, torch = (
+        json.loads(inspect(home, "scan", "R1", "--json", "--engine", e).stdout) for e in ("onnx", "torch")
+    )
+    assert torch["engine"] == "torch"
+    assert torch["run_id"] != onnx["run_id"]
+    assert torch["by_class"] == onnx["by_class"]
+
+
+def test_rolls_lists_the_roll_and_its_runs(home: Path) -> None:
+    run_id = json.loads(inspect(home, "scan", "R1", "--json").stdout)["run_id"]
+    [line] = inspect(home, "rolls", "--json").stdout.splitlines()
+    row = json.loads(line)
+    assert (row["roll_id"], row["lines"], row["width_px"]) == ("R1", 1500, 400)
+    assert run_id in row["runs"]
+
+
+def test_models_lists_the_shipped_model_with_its_card(home: Path) -> None:
+    [line] = inspect(home, "models", "--json").stdout.splitlines()
+    row = json.loads(line)
+    assert row["name"] == "default"
+    assert {"inclusion", "patches", "scratches"} <= set(row["card"]["classes"])
+
+
+def test_evaluate_prints_the_agreed_keys(home: Path, tmp_path: Path) -> None:
+    """On the simulated roll itself, whose truth is known."""
+    done = inspect(
+        home, "evaluate", "default", "--data", str(home / "rolls" / "R1.zarr"), "--split", "test", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["n_images"] > 0
+    assert set(figures["pixel"]["iou"]) >= {"inclusion", "patches", "scratches"}
+    assert {"recall_h", "precision_h", "f1_h"} <= set(figures["instance"])
+    for size in ("tiny", "small", "tiny_small", "medium", "large"):
+        assert {"recall", "n", "low", "high"} <= set(figures["instance"]["recall_by_size"][size])
+    assert {"per_mpx", "clean_images"} <= set(figures["false_alarms"])
+    assert figures["thresholds"]["scratches"] > 0
+
+
+def strips(folder: Path, *shapes: tuple[int, int]) -> Path:
+    folder.mkdir()
+    for number, shape in enumerate(shapes):
+        Image.fromarray(np.full(shape, 100, dtype=np.uint8)).save(folder / f"s{number}.png")
+    return folder
+
+
+def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[str], int, str]]:
+    """Name -> (arguments, exit code, what the line must name)."""
+    mixed = strips(folder / "mixed", (50, 80), (50, 90))
+    good = strips(folder / "good", (50, 80), (50, 80))
+    data = folder / "data"
+    for part in ("images", "masks"):
+        (data / "train" / part).mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(data / "train" / "images" / "a.png")
+    Image.fromarray(np.zeros((40, 41), np.uint8)).save(data / "train" / "masks" / "a.png")
+    (data / "classes.json").write_text('["pit"]')
+    mm = ["--mm-per-px-x", "0.5", "--mm-per-line", "0.5", "--side", "top"]
+    return {
+        "unknown roll": (["scan", "nope"], 1, "nope"),
+        "path as roll id": (["scan", "../x"], 2, "../x"),
+        "missing model": (["scan", "R1", "--model", "nope"], 1, "nope"),
+        "unknown engine": (["scan", "R1", "--engine", "gpu"], 78, "gpu"),
+        "band off the grid": (["scan", "R1", "--band-lines", "1000"], 2, "1024"),
+        "missing units": (["ingest", str(good), "X"], 2, "mm_per_px_x"),
+        "mixed widths": (["ingest", str(mixed), "X", *mm], 1, "s1.png"),
+        "roll id taken": (["ingest", str(good), "R1", *mm], 2, "R1"),
+        "no strips folder": (["ingest", str(folder / "none"), "X", *mm], 2, "none"),
+        "mask of another size": (["train", "m", "--data", str(data), "--steps", "1"], 1, "a.png"),
+        "no labelled data": (["evaluate", "default", "--data", str(folder / "none")], 1, "none"),
+        "unknown split": (["evaluate", "default", "--data", str(data), "--split", "val"], 2, "val"),
+        "unknown option": (["scan", "R1", "--fast"], 2, "--fast"),
+        "no argument": (["scan"], 2, "ROLL"),
+        "length of nothing": (["simulate", "Y", "--length-m", "0"], 2, "length_m"),
+    }
+
+
+def test_each_mistake_is_one_line_and_its_exit_code(home: Path, tmp_path: Path) -> None:
+    for name, (arguments, code, named) in mistakes(home, tmp_path).items():
+        done = inspect(home, *arguments)
+        lines = done.stderr.splitlines()
+        assert (name, done.returncode) == (name, code), done.stderr
+        assert len(lines) == 1, (name, done.stderr)
+        assert named in lines[0], (name, lines[0])
+        assert "Traceback" not in done.stderr
+    assert not (home / "rolls" / "X.zarr").exists()
+
+
+def test_corrupt_zarr_metadata_is_one_line_that_names_the_roll(home: Path, tmp_path: Path) -> None:
+    inspect(tmp_path, "simulate", "R2", "--length-m", "0.2", "--width-px", "200")
+    (tmp_path / "rolls" / "R2.zarr" / "0" / "zarr.json").write_text(
+        '{"zarr_format": 3, "shape": [1, 9e99, 4]}'
+    )
+    done = inspect(tmp_path, "scan", "R2")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "R2.zarr" in done.stderr
+
+
+def test_one_bad_roll_does_not_stop_the_others_and_the_exit_code_says_partial(home: Path) -> None:
+    done = inspect(home, "scan", "nope", "R1", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["roll_id"] == "R1"
+    assert "nope" in done.stderr
+
+
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    inspect(tmp_path, "simulate", "R", "--length-m", "12", "--width-px", "640")
+    command = [sys.executable, "-m", "rollsight.jobs", "scan", "R", "--band-lines", "1024", "--threads", "1"]
+    command += ["--home", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    receipts: list[Path] = []
+    limit = time.monotonic() + 60
+    while not receipts and time.monotonic() < limit:
+        receipts = list((tmp_path / "runs").glob("R/*/bands/*.json"))
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines() == [
+        "inspect: interrupted; what was finished is kept: the same command goes on from there"
+    ]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("R/*/bands/*.json")}
+    assert 0 < len(kept) < 12
+    assert inspect(tmp_path, "scan", "R").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # committed once
+
+
+def test_home_comes_from_the_environment(tmp_path: Path) -> None:
+    environment = {**os.environ, "ROLLSIGHT_HOME": str(tmp_path / "site")}
+    command = [sys.executable, "-m", "rollsight.jobs", "rolls", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert (tmp_path / "site" / "rolls").is_dir()
