@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from report import write_result
 from PIL import Image
+from report import write_result
 from rollsight.inspect.evaluate import FOREIGN
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally

@@ -209,7 +209,9 @@ def _from_roll(roll: Roll) -> LabelledData:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
-        raise UserError(f"{path}: not found: it lists the class names, mask value = index + 1")
+        inside = sorted(found.parent.name for found in path.parent.glob("*/classes.json"))
+        advice = f"; its folders {', '.join(inside)} have one: name one of them" if inside else ""
+        raise UserError(f"{path}: not found: it lists the class names, mask value = index + 1{advice}")
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -132,7 +132,7 @@ def save_model(folder: Path, net: "nn.Module", card: dict[str, Any]) -> Model:
     already there is replaced. Raises UserError where `folder` holds something else, ValueError where
     the card is inconsistent or the net cannot be scanned in tiles.
     """
-    from rollsight.inspect.engines import export_onnx
+    from rollsight.inspect.export import export_onnx
     from rollsight.inspect.nets.reach import halo_px
     from safetensors.torch import save_file
 

@@ -40,6 +40,7 @@ class Recipe:
     steps: int = 2000
     batch: int = 16
     crop_px: int = 192  # a multiple of the cell
+    mosaic: int = 2  # crops along each side of a training canvas (`_mosaics`)
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup: float = 0.05  # share of the steps
@@ -85,6 +86,12 @@ def train(
     if recipe.crop_px % CELL or recipe.net not in NETS:
         raise UserError(
             f"recipe: crop {recipe.crop_px} must be a multiple of {CELL}, net one of {list(NETS)}", USAGE
+        )
+    if recipe.mosaic < 1 or recipe.batch % recipe.mosaic**2 or recipe.batch < recipe.mosaic**2 * len(data):
+        raise UserError(
+            f"recipe: a batch of {recipe.batch} crops must be whole mosaics of {recipe.mosaic**2}, "
+            f"and one for each of {len(data)} sources",
+            USAGE,
         )
     classes = model_classes(data)
     sources = _read_sources(data, classes, recipe, shares)
@@ -144,6 +151,7 @@ def _read_sources(
         raise UserError(
             f"{len(shares)} shares for {len(data)} sources: give one positive share for each", USAGE
         )
+    _share_bounds(shares or [1.0] * len(data), recipe)  # refuse before the data is read
     read = [[sample.read() for sample in source.samples] for source in data]
     area_ref = augment.reference_area(mask for samples in read for _, mask in samples)
     sources = []
@@ -178,14 +186,15 @@ def _read_sources(
 def _batch(
     sources: list[_Source], recipe: Recipe, step: int, pipeline: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image (N, M, H, W), labels (N, H, W), weight (N, H, W), labelled (N, K + 1) of one step."""
+    """Image (N, M, H, W), labels (N, H, W), weight (N, H, W), labelled (N, K + 1) of one step.
+
+    N is the number of mosaics; each holds crops of one source.
+    """
     rng = np.random.default_rng([recipe.seed, step])
-    shares = np.array([source.share for source in sources])
-    # The number of samples of each source is fixed in every batch, as far as whole numbers allow.
-    bounds = np.round(np.cumsum(shares) / shares.sum() * recipe.batch).astype(int)
-    chosen = [sources[int(np.searchsorted(bounds, i, side="right"))] for i in range(recipe.batch)]
+    bounds = _share_bounds([source.share for source in sources], recipe)
+    chosen = [sources[int(np.searchsorted(bounds, i, side="right"))] for i in range(int(bounds[-1]))]
     crops: list[tuple[Any, Any, Any]] = []
-    for source in chosen:
+    for source in (source for source in chosen for _ in range(recipe.mosaic**2)):
         index = int(rng.integers(len(source.images)))
         mask = source.masks[index]
         y = int(rng.integers(mask.shape[0] - recipe.crop_px + 1))
@@ -197,7 +206,33 @@ def _batch(
     weights = torch.from_numpy(np.stack([crop[2] for crop in crops]))
     torch.manual_seed(recipe.seed * 1_000_003 + step)
     images, labels, weights = augment.augment(pipeline, images, labels, weights)
+    images = _mosaics(images, recipe.mosaic)
+    labels, weights = (_mosaics(plane[:, None], recipe.mosaic)[:, 0] for plane in (labels, weights))
     return images, labels, weights, torch.from_numpy(np.stack([source.labelled for source in chosen]))
+
+
+def _share_bounds(shares: Sequence[float], recipe: Recipe) -> NDArray[np.int64]:
+    """The first mosaic after those of each source, the same in every batch as far as whole numbers allow."""
+    canvases = recipe.batch // recipe.mosaic**2
+    bounds: NDArray[np.int64] = np.round(np.cumsum(shares) / np.sum(shares) * canvases).astype(np.int64)
+    if (np.diff(bounds, prepend=0) == 0).any():
+        raise UserError(
+            f"shares {', '.join(f'{share:g}' for share in shares)}: a batch of {canvases} mosaics leaves a "
+            "source without one: choose a larger batch or more even shares",
+            USAGE,
+        )
+    return bounds
+
+
+def _mosaics(crops: Tensor, side: int) -> Tensor:
+    """Lay side x side crops out as one canvas: (N * side^2, C, H, W) -> (N, C, side * H, side * W).
+
+    A strip has no border, but every pixel of a 192 px crop sees one: the net sees 169 px far. Trained on
+    single crops it lost 7 points of mIoU from single images to the same images in a roll (val, measured).
+    """
+    n, channels, height, width = crops.shape
+    grid = crops.reshape(n // side**2, side, side, channels, height, width)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, side * height, side * width)
 
 
 def _schedule(step: int, recipe: Recipe) -> float:

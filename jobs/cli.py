@@ -97,6 +97,8 @@ def scan(
             console.emit(_scan_result(run))
         else:
             _tell(run)
+            if band_lines not in (None, run.summary["band_lines"]):
+                console.say(f"kept: the run was begun with bands of {run.summary['band_lines']} lines")
             console.say(f"page: {run.folder / 'report.html'}")
     if faults:
         raise UserError(f"{len(faults)} of {len(rolls)} rolls were not scanned", PARTIAL)

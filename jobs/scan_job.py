@@ -119,9 +119,12 @@ def scan_roll(
         )
         summary = _summary(roll, model, plan, list(valid.values()), table)
         summary["executor"] = "threads"
-        summary["seconds"] = round(time.perf_counter() - started, 3)
+        summary["band_lines"] = band_lines
+        seconds = time.perf_counter() - started
         scanned = sum(y1 - y0 for y0, y1 in missing) * roll.width * roll.modes
-        summary["mpix_s"] = round(scanned / 1e6 / summary["seconds"], 3)
+        summary |= {"seconds": round(seconds, 3), "mpix_s": round(scanned / 1e6 / seconds, 3)}
+        if not missing:
+            summary |= _told_before(folder)
         _write_outputs(folder, table, summary)
         write_page(folder, roll, partial(roll.read_label, plan.run_id))
     return Run(folder, table, summary)
@@ -259,6 +262,15 @@ def _merged(blind: list[dict[str, Any]]) -> list[dict[str, Any]]:
         whole = {**part, "y0": above["y0"]} if above else dict(part)
         merged[*key, part["y1"]] = whole
     return sorted(merged.values(), key=lambda part: (part["y0"], part["x0"]))
+
+
+def _told_before(folder: Path) -> dict[str, Any]:
+    """When a run that is only read again was made and how fast; empty where its summary is not whole."""
+    try:
+        before = json.loads((folder / "summary.json").read_bytes())
+        return {key: before[key] for key in ("created_at", "seconds", "mpix_s")}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _write_outputs(folder: Path, table: pa.Table, summary: dict[str, Any]) -> None:

@@ -77,8 +77,9 @@ def describe(data: LabelledData, split: str) -> dict[str, Any]:
     """What a card says of a source: never a path, which is one machine's."""
     groups = data.groups()
     rolls = all(sample.split == ANY_SPLIT for sample in data.samples)
+    several = f"{len(groups)} rolls, {groups[0]} to {groups[-1]}" if len(groups) > 1 else f"roll {groups[0]}"
     return {
-        "source": f"{len(groups)} rolls, {groups[0]} to {groups[-1]}" if rolls else data.root.name,
+        "source": several if rolls else data.root.name,
         "split": split,
         "images": len(data.samples),
         "groups": len(groups),

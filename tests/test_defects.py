@@ -1,6 +1,7 @@
 """Components joined across bands: the same table for any cut."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,10 +23,7 @@ def cut(mask: NDArray[np.uint8], borders: list[int]) -> Components:
     score = (np.arange(mask.size, dtype=np.float32).reshape(mask.shape) % 97) / 97
     left = np.arange(mask.shape[0]) % 3
     edges = [0, *sorted({b for b in borders if 0 < b < mask.shape[0]}), mask.shape[0]]
-    bands = [
-        band_components(mask[a:b], score[a:b], left[a:b], a)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    bands = [band_components(mask[a:b], score[a:b], left[a:b], a) for a, b in pairwise(edges)]
     return join([Components.from_json(json.loads(json.dumps(band.to_json()))) for band in bands])
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rollsight.inspect.engines import ENGINES, PARITY, engine_version, open_engine
+from rollsight.inspect.engines import ENGINES, engine_version, open_engine
 from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.export import PARITY
 from scipy.special import softmax
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from rollsight.inspect.defects import band_components, join, table
-from rollsight.inspect.planted import Found, against_truth
 from rollsight.inspect.plant import Plant
+from rollsight.inspect.planted import Found, against_truth
 from rollsight.inspect.rolls import LabelWriter, RollWriter, Strip
 
 CLASSES = ("pit", "scale")

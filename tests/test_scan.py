@@ -122,7 +122,7 @@ def test_band_size_threads_and_interruptions_do_not_change_the_result(
     plant = Plant(tmp_path_factory.mktemp("cut"))
     roll = make_roll(plant, "R", texture(LINES, WIDTH))
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     for bands in stops:
@@ -132,13 +132,13 @@ def test_band_size_threads_and_interruptions_do_not_change_the_result(
             nonlocal seen
             seen += 1
             if seen > limit and done < total:
-                raise Stop
+                raise StopError
 
         try:
             scan_roll(
                 plant, roll, speckle_model, core_lines=64, band_lines=band, threads=threads, on_band=stop
             )
-        except Stop:
+        except StopError:
             continue
     run = scan_roll(plant, roll, speckle_model, core_lines=64, band_lines=band, threads=threads)
 
@@ -263,7 +263,7 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_table(
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(calm.home)], env=env, capture_output=True, text=True, check=True)
     undisturbed = json.loads(done.stdout)
-    moments, killed = random.Random(5), 0
+    moments, killed = random.Random(5), 0  # noqa: S311 (moments, not secrets)
     for _ in range(6):
         process = subprocess.Popen(
             [*command, str(stormy.home)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

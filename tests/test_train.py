@@ -16,6 +16,7 @@ from rollsight.inspect.train import (
     CURVE,
     Recipe,
     _batch,
+    _mosaics,
     _read_sources,
     _schedule,
     model_classes,
@@ -24,7 +25,7 @@ from rollsight.inspect.train import (
 from safetensors.torch import load_file
 from torch import nn
 
-TINY = Recipe(steps=4, batch=2, crop_px=64, ema_half_life=2)
+TINY = Recipe(steps=4, batch=4, crop_px=64, mosaic=2, ema_half_life=2)
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_the_loss_falls_on_a_trivial_task(tmp_path):
         mask[y : y + 20, x : x + 20] = 1
         pairs.append((np.where(mask, 250, 90).astype(np.uint8), mask))
     losses = []
-    recipe = Recipe(steps=30, batch=4, crop_px=64, learning_rate=3e-3)
+    recipe = Recipe(steps=30, batch=4, crop_px=64, mosaic=1, learning_rate=3e-3)
 
     train(
         [source(tmp_path / "data", ("pit",), *pairs)],
@@ -195,16 +196,43 @@ def test_the_learning_rate_warms_up_and_falls_to_one_percent():
 # Batches
 
 
-def test_a_batch_has_the_share_of_each_source(tmp_path):
+@pytest.mark.parametrize(("batch", "mosaic"), [(8, 1), (32, 2)])
+def test_a_batch_has_the_share_of_each_source_in_whole_mosaics(tmp_path, batch, mosaic):
     first = source(tmp_path / "a", ("pit",), (gray(), gray(value=1)))
     second = source(tmp_path / "b", ("scratch",), (gray(), gray(value=1)))
-    recipe = Recipe(batch=8, crop_px=64)
+    recipe = Recipe(batch=batch, crop_px=64, mosaic=mosaic)
     sources = _read_sources([first, second], ("pit", "scratch"), recipe, [3.0, 1.0])
 
     for step in range(3):
-        _, labels, _, labelled = _batch(sources, recipe, step, planes_of)
+        image, labels, weight, labelled = _batch(sources, recipe, step, planes_of)
+        assert image.shape == (8, 1, 64 * mosaic, 64 * mosaic)
+        assert labels.shape == weight.shape == image[:, 0].shape
         assert labelled.tolist() == [[True, True, False]] * 6 + [[True, False, True]] * 2
         assert [int(t.unique()) for t in labels] == [1] * 6 + [2] * 2
+
+
+def test_a_mosaic_lays_its_crops_out_row_by_row():
+    crops = (
+        torch.arange(8.0)[:, None, None, None].expand(8, 3, 2, 5) + torch.tensor([0, 100, 200])[:, None, None]
+    )
+
+    canvases = _mosaics(crops, 2)
+
+    assert canvases.shape == (2, 3, 4, 10)
+    assert canvases[:, :, ::2, ::5].reshape(2, 3, 4)[:, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert torch.equal(canvases[0, 2, 2:, :5], crops[2, 2])
+    assert torch.equal(_mosaics(crops, 1), crops)
+
+
+def test_image_labels_and_weight_of_a_mosaic_are_the_same_crops(tmp_path):
+    pairs = [(gray(value=50 * value), gray(value=value)) for value in (1, 2, 3, 4)]
+    sources = _read_sources([source(tmp_path / "a", tuple("abcd"), *pairs)], tuple("abcd"), TINY, ())
+
+    image, labels, weight, _ = _batch(sources, TINY, 0, planes_of)
+
+    assert len(labels.unique()) > 1
+    torch.testing.assert_close(image[:, 0], 50 * labels / 255, atol=1e-3, rtol=0)
+    assert (weight == 1).all()
 
 
 def planes_of(image, mask, weight):
@@ -217,7 +245,7 @@ def test_the_classes_of_a_model_are_the_union_in_order(tmp_path):
     second = source(tmp_path / "b", ("scratch", "pit"), (gray(), gray(value=2)))
     classes = model_classes([first, second])
 
-    [_, other] = _read_sources([first, second], classes, TINY, ())
+    [_, other] = _read_sources([first, second], classes, replace(TINY, batch=8), ())
 
     assert classes == ("pit", "scale", "scratch")
     assert np.unique(other.masks[0]).tolist() == [1]  # value 2 of the second source is its pit
@@ -261,6 +289,24 @@ def test_a_mask_value_without_a_class_is_refused_with_the_file(tmp_path):
 def test_a_recipe_that_cannot_be_followed_is_refused(data, tmp_path, change):
     with pytest.raises(UserError, match=r"recipe: crop .* must be a multiple of 64, net one of"):
         train(data, tmp_path / "run", replace(TINY, **change))
+
+
+@pytest.mark.parametrize("change", [{"batch": 6}, {"batch": 0}, {"mosaic": 0}, {"mosaic": 3}])
+def test_a_batch_that_is_not_whole_mosaics_is_refused(data, tmp_path, change):
+    with pytest.raises(UserError, match=r"recipe: a batch of \d crops must be whole mosaics"):
+        train(data, tmp_path / "run", replace(TINY, **change))
+
+
+def test_a_batch_with_fewer_mosaics_than_sources_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match=r"and one for each of 2 sources"):
+        train(data * 2, tmp_path / "run", TINY)
+
+
+def test_a_share_too_small_for_one_mosaic_of_a_batch_is_refused(data, tmp_path):
+    recipe = replace(TINY, batch=16)
+
+    with pytest.raises(UserError, match=r"shares 10, 1: a batch of 4 mosaics leaves a source without one"):
+        train(data * 2, tmp_path / "run", recipe, shares=[10.0, 1.0])
 
 
 @pytest.mark.parametrize("shares", [(1.0, 2.0), (0.0,), (-1.0,)])
