@@ -29,7 +29,7 @@ types: .venv/.dev
 # torch goes first: the pin torch==2.13.0 takes the CPU build (2.13.0+cpu) where an index offers one, and
 # with it in place nothing that follows can pull another build.
 .venv/.runtime: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "making .venv: torch, then the rest (minutes the first time)"
 	$(PIP) torch
 	$(PIP) --editable .
@@ -63,7 +63,7 @@ build/model/plant/rolls/train-%.zarr: | .venv/.runtime
 $(MODEL)/card.json: | .venv/.runtime $(TRAIN_ROLLS)
 	$(BIN)/inspect train hot-strip-1 --home build/model/plant \
 	    --data $(DATA)/neu_clean --share 3 --data build/model/plant/rolls --share 1 \
-	    --steps 1700 --threads 2 \
+	    --exhaustive $(DATA)/neu_clean --steps 1250 --threads 2 \
 	    --note "Trained on scenes of NEU-Seg (K. Song, Y. Yan, NEU surface defect database) and on simulated strip." \
 	    --note "No licence file comes with NEU-Seg." \
 	    --note "The classes pit, roll_mark, scale and edge_crack were learned from simulated strip only: they have never seen real strip."

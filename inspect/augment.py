@@ -22,6 +22,7 @@ def augmentations() -> K.AugmentationSequential:
     Image (N, M, H, W) in [0, 1]; mask and weight (N, 1, H, W) float, resampled by nearest neighbour, so
     that no class and no weight is invented. Reflection at the border: kornia's zeros would be a dark
     frame that no strip has. The light comes last, and on the image only.
+    kornia's brightness is added, not multiplied: 0.75 would take dark strip (gray 50 of 255) to black.
     """
     return K.AugmentationSequential(
         K.RandomHorizontalFlip(p=0.5),
@@ -33,9 +34,9 @@ def augmentations() -> K.AugmentationSequential:
         K.RandomElasticTransform(
             kernel_size=(33, 33), sigma=(8.0, 8.0), alpha=(1.5, 1.5), padding_mode="reflection", p=0.25
         ),
-        K.RandomGamma(gamma=(0.75, 1.35), p=0.3),
-        K.RandomContrast(contrast=(0.7, 1.3), p=0.5),
-        K.RandomBrightness(brightness=(0.75, 1.25), p=0.5),
+        K.RandomGamma(gamma=(0.75, 1.35), p=0.5),
+        K.RandomContrast(contrast=(0.8, 1.15), p=0.5),
+        K.RandomBrightness(brightness=(0.95, 1.05), p=0.5),
         data_keys=["input", "mask", "mask"],
         extra_args={DataKey.MASK: {"resample": Resample.NEAREST}},
     )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from rollsight.inspect.labels import IGNORE
+from rollsight.inspect.rolls import NOT_INSPECTED
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -109,7 +109,7 @@ def label_mask(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
     """
     ids = np.zeros(mask.shape, dtype=np.int32)
     count = 0
-    for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:IGNORE]) + 1:
+    for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:NOT_INSPECTED]) + 1:
         found, n = ndimage.label(mask == value, structure=EIGHT)
         np.add(found, count, out=ids, where=found > 0)
         count += n

@@ -25,6 +25,12 @@ def onnx_engine(model: Model, threads: int = 1) -> Engine:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(str(model.graph), options, providers=["CPUExecutionProvider"])
+    needed = session.get_modelmeta().custom_metadata_map.get("halo_px")  # export.py puts it there
+    if needed != str(model.card.halo_px):
+        raise UserError(
+            f"{model.folder}: halo_px is {model.card.halo_px} on the card, but its graph needs {needed}: "
+            "tiles would not fit together; export the model again"
+        )
 
     def run(window: NDArray[np.float32]) -> NDArray[np.float32]:
         return session.run(None, {"planes": window[:, None]})[0][0]  # type: ignore[no-any-return]

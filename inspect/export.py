@@ -10,9 +10,11 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 import torch
+from rollsight.inspect.nets.reach import halo_px
 from rollsight.inspect.tiles import CELL
 from torch import nn
 
+HALO = "halo_px"  # metadata of the graph: what its net needs, so that the card cannot say less
 PARITY = 1e-3  # largest difference of a probability between engines (metrics.md, parity gates)
 
 
@@ -59,6 +61,7 @@ def export_onnx(net: nn.Module, path: Path) -> None:
     for node in graph.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]  # they hold the source paths of the machine that exported
+    onnx.helper.set_model_props(graph, {HALO: str(halo_px(net))})
     onnx.save(graph, str(path))
 
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])

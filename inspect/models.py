@@ -66,7 +66,12 @@ class Model:
     @property
     def hash(self) -> str:
         """What identifies the model in a plan: its weights, net, classes; hex."""
-        parts = [self.card.weights_sha256, self.card.net, json.dumps(self.card.net_options, sort_keys=True)]
+        parts = [
+            self.card.weights_sha256,
+            self.card.graph_sha256,
+            self.card.net,
+            json.dumps(self.card.net_options, sort_keys=True),
+        ]
         return hashlib.sha256("\n".join([*parts, *self.card.classes]).encode()).hexdigest()
 
     @property

@@ -659,7 +659,7 @@ class _DurableStore(_ShardStore):
         path = Path(self.root) / key
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a thread: all arrays of the process share this one event loop, and a sync may take its time.
-        await asyncio.to_thread(_write_durably, path, value.as_buffer_like())
+        await asyncio.to_thread(write_durably, path, value.as_buffer_like())
 
 
 def _append_mean(rows: _Rows, finer: NDArray[Any]) -> None:
@@ -1009,7 +1009,7 @@ def _register_label(folder: Path) -> None:
         names = _registered_labels(labels.parent)
         if folder.name not in names:
             attributes = {"ome": {"version": "0.5", "labels": [*names, folder.name]}}
-            _write_durably(labels / "zarr.json", _group_json(attributes))
+            write_durably(labels / "zarr.json", _group_json(attributes))
     finally:
         os.close(handle)
 
@@ -1048,19 +1048,23 @@ def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
     (folder / "zarr.json").write_bytes(_group_json(attributes))
 
 
-def _write_durably(path: Path, data: Any) -> None:
-    """The file holds either what it held or all of data, also after a power cut."""
+def write_durably(path: Path, data: Any) -> None:
+    """The file holds either what it held or all of data (bytes), also after a power cut.
+
+    UserError where the disk is full or the folder not writable.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with _disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

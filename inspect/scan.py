@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from rollsight.inspect.defects import Components, band_components
 from rollsight.inspect.engines import Engine, engine_version
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.inspect.linescan import Blind, CellRow, read_row
+from rollsight.inspect.linescan import CellRow, NotInspected, read_row
 from rollsight.inspect.models import Model
-from rollsight.inspect.rolls import NOT_INSPECTED, LabelWriter, Roll
+from rollsight.inspect.rolls import NOT_INSPECTED, LabelWriter, Roll, write_durably
 from rollsight.inspect.tiles import CELL, Grid, Window, up_to_cell
 
 CORE_LINES = 1024  # per window; the bands are multiples of it
@@ -36,7 +35,9 @@ class Plan:
 
     roll_id: str
     width: int
-    modes: int
+    white: tuple[float, ...]  # per lighting mode
+    mm_per_px_x: float | None
+    mm_per_line: float | None
     core_lines: int
     core_px: int
     halo: int
@@ -85,7 +86,9 @@ def plan_scan(
     return Plan(
         roll.roll_id,
         roll.width,
-        roll.modes,
+        roll.white,
+        roll.strip.mm_per_px_x,
+        roll.strip.mm_per_line,
         core_lines,
         core_px,
         halo,
@@ -130,7 +133,7 @@ class Receipt:
         """Raises ValueError or KeyError where the file is not a whole receipt."""
         data = json.loads(path.read_bytes())
         rows = tuple(
-            CellRow(**{**row, "blind": tuple(Blind(**blind) for blind in row["blind"])})
+            CellRow(**{**row, "not_inspected": tuple(NotInspected(**part) for part in row["not_inspected"])})
             for row in data["rows"]
         )
         return cls(
@@ -148,24 +151,9 @@ def receipt_path(folder: Path, y0: int) -> Path:
     return folder / f"{y0:010d}.json"
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Put a file in place whole: temp beside it, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def scan_band(
     plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int, label: LabelWriter, receipts: Path
-) -> Receipt:
+) -> None:
     """Scan the lines y0 to y1, whole rows of cores: write their shard of the mask, then the receipt."""
     grid = plan.grid(roll.lines)
     seconds = dict.fromkeys(("read", "net", "mask", "write"), 0.0)
@@ -189,7 +177,7 @@ def scan_band(
             mask[lines, across], score[lines, across] = decide(core, plan.thresholds)
             seconds["mask"] += time.perf_counter() - start
         start = time.perf_counter()
-        found = list(_cell_rows(roll, gray[:, core_y0 - top : core_y1 - top, : roll.width], core_y0))
+        found = list(_cell_rows(roll, gray[:, : core_y1 - top, : roll.width], core_y0, top))
         for cell_row in found:
             blank(mask[cell_row.y0 - y0 : cell_row.y1 - y0], cell_row)
             left[cell_row.y0 - y0 : cell_row.y1 - y0] = cell_row.left or 0
@@ -201,9 +189,7 @@ def scan_band(
     start = time.perf_counter()
     label.write(y0, mask)
     seconds["write"] += time.perf_counter() - start
-    receipt = Receipt(plan.run_id, y0, y1, components, tuple(rows), label.shard_checksum(y0), seconds)
-    receipt.write(receipts)
-    return receipt
+    Receipt(plan.run_id, y0, y1, components, tuple(rows), label.shard_checksum(y0), seconds).write(receipts)
 
 
 def decide(
@@ -237,8 +223,8 @@ def blank(mask: NDArray[np.uint8], row: CellRow) -> None:
     if row.left is not None and row.right is not None:
         mask[:, : row.left] = 0
         mask[:, row.right :] = 0
-    for blind in row.blind:
-        mask[blind.y0 - row.y0 : blind.y1 - row.y0, blind.x0 : blind.x1] = NOT_INSPECTED
+    for part in row.not_inspected:
+        mask[part.y0 - row.y0 : part.y1 - row.y0, part.x0 : part.x1] = NOT_INSPECTED
 
 
 def read_canvas(roll: Roll, grid: Grid, row: int) -> tuple[NDArray[np.float32], int]:
@@ -265,13 +251,14 @@ def _core(logits: NDArray[np.float32], window: Window, y1: int, width: int) -> N
     return logits[:, lines, window.core_x0 - window.x : min(window.core_x1, width) - window.x]
 
 
-def _cell_rows(roll: Roll, gray: NDArray[np.float32], y0: int) -> Iterator[CellRow]:
-    """The rows of cells of a row of cores; gray (M, h, W) starts at line y0."""
-    height = gray.shape[1]
-    valid = roll.read_lines("valid", y0, y0 + height).astype(np.bool_)
-    for start in range(0, height, CELL):
-        stop = min(start + CELL, height)
-        yield read_row(gray[:, start:stop], valid[start:stop], y0 + start)
+def _cell_rows(roll: Roll, gray: NDArray[np.float32], core_y0: int, top: int) -> Iterator[CellRow]:
+    """The rows of cells of a row of cores from line core_y0; gray (M, h, W) starts at line top, above it."""
+    end = top + gray.shape[1]
+    valid = roll.read_lines("valid", core_y0, end).astype(np.bool_)
+    for y0 in range(core_y0, end, CELL):
+        y1 = min(y0 + CELL, end)
+        above = gray[:, y0 - top - 1] if y0 > top else None
+        yield read_row(gray[:, y0 - top : y1 - top], valid[y0 - core_y0 : y1 - core_y0], y0, above)
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -293,8 +280,11 @@ def _isa() -> str:
 def code_version() -> str:
     """The package's version and a digest of the files that decide a scan's result."""
     digest = hashlib.sha256()
-    for name in ("tiles", "linescan", "defects", "scan", "engines"):
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    here = Path(__file__).parent
+    for name in ("tiles", "rolls", "linescan", "defects", "scan", "engines"):
+        digest.update((here / f"{name}.py").read_bytes())
+    for path in sorted((here / "nets").glob("*.py")):
+        digest.update(path.read_bytes())
     return f"{version('rollsight')}+{digest.hexdigest()[:8]}"
 
 

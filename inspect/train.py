@@ -45,9 +45,10 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup: float = 0.05  # share of the steps
     ema_half_life: int = 100  # steps
-    small_weight: float = 0.5  # of the small-object term, when fully ramped in
+    small_weight: float = 1.0  # of the small-object term, when fully ramped in
     small_ramp: float = 0.3  # share of the steps until it is
     seed: int = 0
+    init: str = ""  # hash of the model that the training began from, if it did from one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,21 @@ def train(
     recipe: Recipe,
     *,
     shares: Sequence[float] = (),
+    exhaustive: Sequence[bool] = (),
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     stop_after: int | None = None,
     autocast: bool | None = None,
+    init: nn.Module | None = None,
 ) -> nn.Module:
     """Train on `data` (each already of one split) and return the averaged net.
 
     `run` is the folder of checkpoints and the curve: a run found there with the same recipe and data goes
     on where it stopped, another is refused. `shares` weighs the sources in each batch, equal by default.
+    `exhaustive` says for each source whether its background is free of the classes that it does not label
+    too; by default it is not, and they count as background there (`losses.merge_unlabelled`).
     `stop_after` ends the run at a step, as a kill would, with its checkpoint. `autocast` None means where it
-    was found faster: CUDA, and CPUs with AMX. Raises UserError for data that cannot be trained on.
+    was found faster: CUDA, and CPUs with AMX. `init` is a net of the same classes to begin from. Raises
+    UserError for data that cannot be trained on.
     """
     if recipe.crop_px % CELL or recipe.net not in NETS:
         raise UserError(
@@ -94,11 +100,13 @@ def train(
             USAGE,
         )
     classes = model_classes(data)
-    sources = _read_sources(data, classes, recipe, shares)
+    sources = _read_sources(data, classes, recipe, shares, exhaustive)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
     build: Any = NETS[recipe.net]
     net = build(len(classes), attention=recipe.attention, pretrained=True)
+    if init is not None:
+        net.load_state_dict(init.state_dict())
     net = net.to(device, memory_format=torch.channels_last)
     average = AveragedModel(
         net,
@@ -107,7 +115,12 @@ def train(
     )
     optimiser = torch.optim.AdamW(_parameter_groups(net, recipe.weight_decay), lr=recipe.learning_rate)
     identity = json.dumps(
-        {"recipe": asdict(recipe), "data": [source.digest() for source in data], "shares": list(shares)}
+        {
+            "recipe": asdict(recipe),
+            "data": [source.digest() for source in data],
+            "shares": list(shares),
+            "exhaustive": list(exhaustive),
+        }
     )
     run.mkdir(parents=True, exist_ok=True)
     first = _resume(run / CHECKPOINT, identity, net, average, optimiser)
@@ -145,7 +158,11 @@ def train(
 
 
 def _read_sources(
-    data: Sequence[LabelledData], classes: tuple[str, ...], recipe: Recipe, shares: Sequence[float]
+    data: Sequence[LabelledData],
+    classes: tuple[str, ...],
+    recipe: Recipe,
+    shares: Sequence[float],
+    exhaustive: Sequence[bool],
 ) -> list[_Source]:
     if shares and (len(shares) != len(data) or min(shares) <= 0):
         raise UserError(
@@ -155,10 +172,11 @@ def _read_sources(
     read = [[sample.read() for sample in source.samples] for source in data]
     area_ref = augment.reference_area(mask for samples in read for _, mask in samples)
     sources = []
-    for source, samples, share in zip(data, read, shares or [1.0] * len(data), strict=True):
+    equal, none = [1.0] * len(data), [False] * len(data)
+    for source, samples, share, whole in zip(data, read, shares or equal, exhaustive or none, strict=True):
         to_model = np.zeros(256, dtype=np.uint8)
         to_model[IGNORE] = IGNORE
-        labelled = np.zeros(len(classes) + 1, dtype=np.bool_)
+        labelled = np.full(len(classes) + 1, whole, dtype=np.bool_)
         labelled[0] = True
         for index, name in enumerate(source.classes, start=1):
             to_model[index] = classes.index(name) + 1

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts it
 
 app = typer.Typer(
-    help="Find, measure and grade surface defects on whole rolls of steel strip.",
+    help="Find and measure surface defects on whole rolls of steel strip.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -83,7 +83,9 @@ def scan(
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
 
-    plant, faults = open_plant(home), []
+    plant = open_plant(home)
+    plant.model(model)  # refused before the first roll, not at each
+    faults = []
     for roll_id in rolls:
         try:
             run = _scan(plant, roll_id, model, engine, band_lines, threads)
@@ -101,7 +103,9 @@ def scan(
                 console.say(f"kept: the run was begun with bands of {run.summary['band_lines']} lines")
             console.say(f"page: {run.folder / 'report.html'}")
     if faults:
-        raise UserError(f"{len(faults)} of {len(rolls)} rolls were not scanned", PARTIAL)
+        codes = {fault.exit_code for fault in faults}
+        code = codes.pop() if len(faults) == len(rolls) and len(codes) == 1 else PARTIAL
+        raise UserError(f"{len(faults)} of {len(rolls)} rolls were not scanned", code)
 
 
 @app.command()
@@ -218,7 +222,7 @@ def rolls(home: Home = None, as_json: Json = False) -> None:
             console.error(fault)
             continue
         metres = None if roll.strip.mm_per_line is None else roll.lines * roll.strip.mm_per_line / 1000
-        runs = [path.parent.name for path in sorted(plant.run(roll_id, "").glob("*/summary.json"))]
+        runs = [path.parent.name for path in sorted(plant.run(roll_id, "").glob("*/report.html"))]
         rows.append(
             {
                 "roll_id": roll_id,
@@ -255,7 +259,12 @@ def models(home: Home = None, as_json: Json = False) -> None:
 
     plant = open_plant(home)
     names = ["default", *sorted(path.parent.name for path in plant.models.glob(f"[!.]*/{CARD}"))]
-    found = [(name, plant.model(name)) for name in names]
+    found = []
+    for name in names:
+        try:
+            found.append((name, plant.model(name)))
+        except UserError as fault:
+            console.error(fault)  # one damaged model does not hide the others
     if as_json:
         for name, model in found:
             console.emit({"name": name, "card": model.card.model_dump(mode="json")})
@@ -273,10 +282,16 @@ def train(
     share: Annotated[
         list[float] | None, typer.Option(help="Share of each --data in a batch. Default: equal.")
     ] = None,
+    exhaustive: Annotated[
+        list[Path] | None,
+        typer.Option(help="A --data whose background is free of the other sources' classes too."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=2, help="Crops per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Its peak, after the warm-up.")] = 1e-3,
+    init: Annotated[str | None, typer.Option(help="Model of the same classes to begin from.")] = None,
     attention: Annotated[str, typer.Option(help="cbam or none.")] = "cbam",
-    small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 0.5,
+    small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     note: Annotated[
@@ -296,17 +311,31 @@ def train(
 
     if attention not in ("cbam", "none"):
         raise UserError(f"--attention {attention}: it is cbam or none", USAGE)
+    if learning_rate <= 0:
+        raise UserError(f"--learning-rate {learning_rate}: it must be above 0; 0.001 is usual", USAGE)
     torch.set_num_threads(threads or slots())
-    recipe = Recipe(steps=steps, batch=batch, attention=attention, small_weight=small_weight, seed=seed)
+    plant = open_plant(home)
+    recipe = Recipe(
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        attention=attention,
+        small_weight=small_weight,
+        seed=seed,
+    )
+    if unknown := [path for path in exhaustive or () if path not in data]:
+        raise UserError(f"--exhaustive {unknown[0]}: it must be one of the --data", USAGE)
     sources = [open_labels(path) for path in data]
     with console.count_progress(f"train {name}", "steps") as on_done:
         model = train_model(
-            open_plant(home),
+            plant,
             name,
             sources,
             recipe,
             shares=share or (),
+            exhaustive=[path in (exhaustive or ()) for path in data],
             notes=note or (),
+            init=None if init is None else plant.model(init),
             on_step=lambda step, _: on_done(step, steps),
         )
     if as_json:
@@ -343,11 +372,15 @@ def evaluate(
     if root is None:
         raise UserError("no data given: use --data DIR or set ROLLSIGHT_DATA", USAGE)
     chosen, file = open_labels(root).of_split(split), open_plant(home).model(model)
+    if card and model == "default":
+        raise UserError(
+            "--card: the shipped model's card belongs to the package; evaluate a model of the plant", USAGE
+        )
     with console.count_progress(f"evaluate {model}", "images") as on_done:
         tally = count(file, open_engine(file, engine)[1], chosen, on_image=on_done)
     figures = report(file, chosen, tally)
     if card:
-        add_to_card(file, open_labels(root), split)
+        add_to_card(file, chosen, split, tally)
     if as_json:
         console.emit(figures)
     else:
@@ -489,7 +522,7 @@ def main() -> None:
         code = FAILED
     if code == INTERRUPTED:
         print(
-            "inspect: interrupted; what was finished is kept: the same command goes on from there",
+            "inspect: interrupted; the same command again goes on (scan, train) or starts over (others)",
             file=sys.stderr,
         )
     sys.exit(code or 0)

@@ -15,12 +15,6 @@ from rollsight.inspect.errors import UserError
 OnDone = Callable[[int, int | None], None]
 
 
-def note(line: str) -> None:
-    """A line for the person at the terminal; without one, nothing."""
-    if sys.stderr.isatty():
-        Console(stderr=True).print(line, markup=False, highlight=False)
-
-
 def error(fault: UserError) -> None:
     """The one line of a mistake."""
     print(f"inspect: {fault}", file=sys.stderr)

@@ -8,27 +8,24 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from rollsight.inspect import defects
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import LOCKED, PARTIAL, UserError
-from rollsight.inspect.linescan import CellRow
 from rollsight.inspect.models import Model
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.report.page import write_page
-from rollsight.inspect.rolls import LabelWriter, Roll
+from rollsight.inspect.rolls import LabelWriter, Roll, write_durably
 from rollsight.inspect.scan import (
     BAND_LINES,
     Plan,
@@ -37,13 +34,11 @@ from rollsight.inspect.scan import (
     plan_scan,
     receipt_path,
     scan_band,
-    write_durably,
 )
 from rollsight.jobs.cluster import run_threads, slots
+from rollsight.jobs.summary import summarise
 
-COVERAGE_NEEDED = 0.99  # below it the verdict is HOLD; a rules file may ask for more
-EDGE_STEP = 16  # every 16th row of cells (1024 lines) gives the page its strip edges
-MAX_BLIND_LISTED = 2000  # rectangles in the summary; the receipts hold all
+OUTPUTS = ("summary.json", "report.html", "defects.csv", "defects.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,55 +74,94 @@ def scan_roll(
     sizes = {} if core_lines is None else {"core_lines": core_lines}
     plan = plan_scan(roll, model, engine_name, halo=halo, **sizes)
     check_bands(roll.lines, band_lines or plan.core_lines, plan.core_lines)
+    if not os.access(roll.path, os.W_OK):
+        raise UserError(
+            f"{roll.path} is read-only, but the class mask is written beside the image: "
+            "make it writable or scan a copy"
+        )
     folder = plant.run(roll.roll_id, plan.run_id)
     receipts = folder / "bands"
     receipts.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         label, band_lines = _mask(roll, plan, band_lines)
+        bands = check_bands(roll.lines, band_lines, plan.core_lines)
+        missing = [band for band in bands if _receipt(plan, band, label, receipts) is None]
+        done = roll.lines - sum(y1 - y0 for y0, y1 in missing)
+        if on_band is not None:
+            on_band(done, roll.lines)
+        if not missing and (finished := _finished(folder)) is not None:
+            return finished
+        _clear(folder, bands)
         write_durably(
             folder / "plan.json", json.dumps(asdict(plan) | {"run_id": plan.run_id}, indent=1).encode()
         )
-        bands = check_bands(roll.lines, band_lines, plan.core_lines)
-        committed = _committed(plan, bands, label, receipts)
-        done = sum(y1 - y0 for y0, y1 in committed)
-        missing = [band for band in bands if band not in committed]
-        if on_band is not None:
-            on_band(done, roll.lines)
+        faults: list[UserError] = []
 
-        def work(band: tuple[int, int]) -> Receipt:
-            return scan_band(plan, roll, run_engine, *band, label, receipts)
+        def work(band: tuple[int, int]) -> int:
+            try:
+                scan_band(plan, roll, run_engine, *band, label, receipts)
+            except UserError as fault:  # a damaged part of the roll does not stop the other bands
+                faults.append(fault)
+                return 0
+            return band[1] - band[0]
 
-        for receipt in run_threads(work, missing, threads or slots()):
-            done += receipt.y1 - receipt.y0
+        for lines in run_threads(work, missing, threads or slots()):
+            done += lines
             if on_band is not None:
                 on_band(done, roll.lines)
         # Receipts on disk are the truth: nothing that this process remembers counts.
-        valid = _committed(plan, bands, label, receipts)
-        if absent := [band for band in bands if band not in valid]:
+        found = [_receipt(plan, band, label, receipts) for band in bands]
+        valid = [receipt for receipt in found if receipt is not None]
+        if len(valid) < len(bands):
+            why = f" ({faults[0]})" if faults else ""
             raise UserError(
-                f"roll {roll.roll_id}: {len(absent)} of {len(bands)} bands have no receipt, the first at "
-                f"line {absent[0][0]}: scan it again, finished bands are kept",
+                f"roll {roll.roll_id}: {len(bands) - len(valid)} of {len(bands)} bands are not scanned{why}: "
+                "the others are kept, scan it again when the cause is gone",
                 PARTIAL,
             )
         label.close()
         table = defects.table(
-            defects.join([receipt.components for receipt in valid.values()]),
+            defects.join([receipt.components for receipt in valid]),
             plan.classes,
             roll.strip,
             roll_id=roll.roll_id,
             run_id=plan.run_id,
         )
-        summary = _summary(roll, model, plan, list(valid.values()), table)
-        summary["executor"] = "threads"
-        summary["band_lines"] = band_lines
         seconds = time.perf_counter() - started
-        scanned = sum(y1 - y0 for y0, y1 in missing) * roll.width * roll.modes
-        summary |= {"seconds": round(seconds, 3), "mpix_s": round(scanned / 1e6 / seconds, 3)}
-        if not missing:
-            summary |= _told_before(folder)
+        scanned_px = sum(y1 - y0 for y0, y1 in missing) * roll.width * roll.modes
+        summary = summarise(roll, model, plan, valid, table) | {
+            "executor": "threads",
+            "band_lines": band_lines,
+            "seconds": round(seconds, 3),
+            "mpix_s": round(scanned_px / 1e6 / seconds, 3),
+        }
         _write_outputs(folder, table, summary)
         write_page(folder, roll, partial(roll.read_label, plan.run_id))
     return Run(folder, table, summary)
+
+
+def _finished(folder: Path) -> Run | None:
+    """The run that lies in the folder whole, if one does: its page was written last."""
+    try:
+        if not (folder / "report.html").is_file():
+            return None
+        summary = json.loads((folder / "summary.json").read_bytes())
+        return Run(folder, pyarrow.parquet.read_table(folder / "defects.parquet"), summary)
+    except (OSError, ValueError):
+        return None
+
+
+def _clear(folder: Path, bands: list[tuple[int, int]]) -> None:
+    """Remove what says that the run is finished, and receipts of bands it does not have.
+
+    A roll that was replaced under its id has the same run: until it is scanned, nothing old may stand here.
+    """
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
+    expected = {receipt_path(folder / "bands", y0) for y0, _ in bands}
+    for path in (folder / "bands").iterdir():
+        if path not in expected:
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -145,136 +179,34 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _mask(roll: Roll, plan: Plan, band_lines: int | None) -> tuple[LabelWriter, int]:
     """The mask of the run and its band size: that of the run begun before, if there is one."""
-    if not os.access(roll.path, os.W_OK):
-        raise UserError(
-            f"{roll.path} is read-only: the class mask is written beside the image, so it must be writable"
-        )
-    if (roll.path / "labels" / plan.run_id).is_dir():
-        label = LabelWriter.open(roll.path, plan.run_id)
-        return label, label.shard_lines
-    band_lines = band_lines or max(BAND_LINES, plan.core_lines)
-    label = LabelWriter.create(
-        roll.path, plan.run_id, plan.classes, lines=roll.lines, width=roll.width, shard_lines=band_lines
-    )
-    return label, band_lines
-
-
-def _committed(
-    plan: Plan, bands: list[tuple[int, int]], label: LabelWriter, folder: Path
-) -> dict[tuple[int, int], Receipt]:
-    """The bands with a valid receipt, in order: of this plan, and with the shard that it names on disk."""
-    valid = {}
-    for y0, y1 in bands:
-        path = receipt_path(folder, y0)
-        if not path.is_file():
-            continue
+    folder = roll.path / "labels" / plan.run_id
+    lines = band_lines or max(BAND_LINES, plan.core_lines)
+    if folder.is_dir():
         try:
-            receipt = Receipt.read(path)
-            whole = (receipt.run_id, receipt.y0, receipt.y1) == (plan.run_id, y0, y1)
-            whole = whole and receipt.shard_sha256 == label.shard_checksum(y0)
-        except (ValueError, KeyError, TypeError, UserError):
-            whole = False  # a damaged receipt or shard: the band is done again
-        if whole:
-            valid[y0, y1] = receipt
-    return valid
-
-
-def _summary(
-    roll: Roll, model: Model, plan: Plan, receipts: list[Receipt], table: pa.Table
-) -> dict[str, Any]:
-    rows = [row for receipt in receipts for row in receipt.rows]
-    left, right = strip_edges(rows, roll.width)
-    heights = np.array([row.y1 - row.y0 for row in rows])
-    strip_px = int(((right - left) * heights).sum())
-    # Where no strip was seen all of it is blind: as wide as the rows around it say.
-    blind_px = sum(
-        row.blind_px if row.left is not None else int(right[i] - left[i]) * int(heights[i])
-        for i, row in enumerate(rows)
+            lines = LabelWriter.open(roll.path, plan.run_id).shard_lines
+        except UserError:  # damaged: no receipt can vouch for it, so it is made again
+            shutil.rmtree(folder)
+    label = LabelWriter.create(
+        roll.path, plan.run_id, plan.classes, lines=roll.lines, width=roll.width, shard_lines=lines
     )
-    coverage = 1 - blind_px / strip_px if strip_px else 0.0
-    strip = roll.strip
-    width_px = float(np.median(right - left))
-    blind = [asdict(blind) for row in rows for blind in row.blind]
-    reasons = []
-    if coverage < COVERAGE_NEEDED:
-        why = ", ".join(sorted({part["reason"] for part in blind})) or "no strip seen"
-        reasons.append(
-            f"coverage {coverage:.2%} is under {COVERAGE_NEEDED:.0%}: parts were not inspected ({why})"
-        )
-    counts = Counter(table["class"].to_pylist())
-    return {
-        "roll_id": roll.roll_id,
-        "run_id": plan.run_id,
-        "model": model.card.name,
-        "model_hash": model.hash,
-        "engine": plan.engine,
-        "engine_version": plan.engine_version,
-        "units": strip.units,
-        "lines": roll.lines,
-        "width_px": roll.width,
-        "length_m": None if strip.mm_per_line is None else roll.lines * strip.mm_per_line / 1000,
-        "width_mm": None if strip.mm_per_px_x is None else round(width_px * strip.mm_per_px_x, 3),
-        "coverage": coverage,
-        "verdict": "HOLD" if reasons else "UNGRADED",
-        "reasons": reasons or ["no rules file was asked for, so the roll is not graded"],
-        "defects": table.num_rows,
-        "by_class": {name: counts.get(name, 0) for name in plan.classes},
-        "classes": list(plan.classes),
-        "thresholds": dict(zip(plan.classes, plan.thresholds, strict=True)),
-        "not_inspected": _merged(blind)[:MAX_BLIND_LISTED],
-        "edges": [
-            [row.y0, int(left[i]), int(right[i])]
-            for i, row in enumerate(rows)
-            if i % EDGE_STEP == 0 or i == len(rows) - 1
-        ],
-        "mm_per_px_x": strip.mm_per_px_x,
-        "mm_per_line": strip.mm_per_line,
-        "side": strip.side,
-        "line_id": strip.line_id,
-        "lighting": list(strip.lighting),
-        "stage_seconds": {
-            stage: round(sum(receipt.seconds[stage] for receipt in receipts), 3)
-            for stage in ("read", "net", "mask", "write")
-        },
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code_version": plan.code,
-        "notes": list(model.card.notes),
-    }
+    return label, lines
 
 
-def strip_edges(rows: list[CellRow], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Left and right edge of each row of cells in px; where no strip was seen, between its neighbours'."""
-    seen = [i for i, row in enumerate(rows) if row.left is not None]
-    if not seen:
-        return np.zeros(len(rows), dtype=np.int64), np.full(len(rows), width, dtype=np.int64)
-    at = np.arange(len(rows))
-    left = np.interp(at, seen, [rows[i].left or 0 for i in seen])
-    right = np.interp(at, seen, [rows[i].right or 0 for i in seen])
-    return np.round(left).astype(np.int64), np.round(right).astype(np.int64)
-
-
-def _merged(blind: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rectangles that continue the one above them made one: a failed lamp is one part, not a hundred."""
-    merged: dict[tuple[int, int, str, int], dict[str, Any]] = {}
-    for part in blind:
-        key = (part["x0"], part["x1"], part["reason"])
-        above = merged.pop((*key, part["y0"]), None)
-        whole = {**part, "y0": above["y0"]} if above else dict(part)
-        merged[*key, part["y1"]] = whole
-    return sorted(merged.values(), key=lambda part: (part["y0"], part["x0"]))
-
-
-def _told_before(folder: Path) -> dict[str, Any]:
-    """When a run that is only read again was made and how fast; empty where its summary is not whole."""
+def _receipt(plan: Plan, band: tuple[int, int], label: LabelWriter, folder: Path) -> Receipt | None:
+    """The receipt of a band if it is valid: of this plan, and with the shard that it names on disk."""
+    path = receipt_path(folder, band[0])
+    if not path.is_file():
+        return None
     try:
-        before = json.loads((folder / "summary.json").read_bytes())
-        return {key: before[key] for key in ("created_at", "seconds", "mpix_s")}
-    except (OSError, ValueError, KeyError):
-        return {}
+        receipt = Receipt.read(path)
+        same = (receipt.run_id, receipt.y0, receipt.y1) == (plan.run_id, *band)
+        return receipt if same and receipt.shard_sha256 == label.shard_checksum(band[0]) else None
+    except (ValueError, KeyError, TypeError, UserError):
+        return None  # a damaged receipt or shard: the band is done again
 
 
 def _write_outputs(folder: Path, table: pa.Table, summary: dict[str, Any]) -> None:
-    """Table and summary, each put in place whole; the summary last: it says that the run is finished."""
+    """Table and summary, each put in place whole; the page comes last and says that the run is finished."""
     parquet = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, parquet)
     write_durably(folder / "defects.parquet", parquet.getvalue().to_pybytes())

@@ -1,7 +1,7 @@
 """Labelled data in, a model in the plant out: training, then the figures on its card."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +10,7 @@ from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import card_metric, evaluate
 from rollsight.inspect.labels import ANY_SPLIT, LabelledData
+from rollsight.inspect.metrics import Tally
 from rollsight.inspect.models import Model, save_model, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import check_roll_id
@@ -29,7 +30,9 @@ def train_model(
     recipe: Recipe,
     *,
     shares: Sequence[float] = (),
+    exhaustive: Sequence[bool] = (),
     notes: Sequence[str] = (),
+    init: Model | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Model:
     """Train on the train split of each source and put the model into the plant as `models/<name>`.
@@ -41,9 +44,19 @@ def train_model(
     if name == "default" or (plant.models / name).exists():
         raise UserError(f"model {name!r} exists: choose another name", USAGE)
     learned = [source.of_split("train") for source in data]
-    run = plant.models / f".{name}.training"
-    net = train(learned, run, recipe, shares=shares, on_step=on_step)
     classes = model_classes(learned)
+    begin = None
+    if init is not None:
+        if (init.card.classes, init.card.net) != (classes, recipe.net):
+            raise UserError(
+                f"model {init.card.name} knows {', '.join(init.card.classes)}, the data "
+                f"{', '.join(classes)}: "
+                "to begin from a model its classes must be the data's, in the same order",
+                USAGE,
+            )
+        begin, recipe = init.net(), replace(recipe, init=init.hash)
+    run = plant.models / f".{name}.training"
+    net = train(learned, run, recipe, shares=shares, exhaustive=exhaustive, on_step=on_step, init=begin)
     card: dict[str, Any] = {
         "name": name,
         "net": recipe.net,
@@ -52,22 +65,24 @@ def train_model(
         "thresholds": dict.fromkeys(classes, THRESHOLD),
         "thresholds_basis": THRESHOLD_BASIS,
         "trained_on": [describe(source, "train") for source in learned],
-        "recipe": {**asdict(recipe), "shares": list(shares)},
+        "recipe": {**asdict(recipe), "shares": list(shares), "exhaustive": list(exhaustive)},
         "code_version": version("rollsight"),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "notes": list(notes),
     }
-    model = save_model(plant.models / name, net, card)
+    # Under another name until the card is complete: killed here, the same call makes it again.
+    model = save_model(run / name, net, card)
     for source in data:
         if any(sample.split == "val" for sample in source.samples):
             model = add_to_card(model, source, "val")
-    return model
+    model.folder.rename(plant.models / name)
+    return plant.model(name)
 
 
-def add_to_card(model: Model, data: LabelledData, split: str) -> Model:
-    """Evaluate a split and write the figures with their intervals on the model's card."""
+def add_to_card(model: Model, data: LabelledData, split: str, tally: Tally | None = None) -> Model:
+    """Write the figures of a split with intervals on the model's card; without `tally` evaluated here."""
     chosen = data.of_split(split)
-    tally = evaluate(model, open_engine(model)[1], chosen)
+    tally = tally or evaluate(model, open_engine(model)[1], chosen)
     name = describe(chosen, split)["source"]
     kept = [m for m in model.card.metrics if (m["data"], m["split"]) != (name, split)]
     return update_card(model, metrics=[*kept, card_metric(name, split, tally)])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.defects import label_mask
 from rollsight.inspect.engines import onnx_engine, torch_engine
 from rollsight.inspect.errors import LOCKED, UserError
-from rollsight.inspect.models import Model, save_model
+from rollsight.inspect.models import Model, open_model, save_model
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import Roll, RollWriter, Strip
@@ -330,6 +331,57 @@ def test_a_dark_stretch_is_not_inspected_and_holds_the_roll(tmp_path: Path, spec
     assert (roll.read_label(run.summary["run_id"], 256, 384) == 255).all()
     assert not (roll.read_label(run.summary["run_id"], 0, 256) == 255).any()
     assert run.summary["not_inspected"] == [{"x0": 0, "y0": 256, "x1": 128, "y1": 384, "reason": "dark"}]
+
+
+def test_a_card_with_too_small_a_halo_is_refused_by_the_default_engine(
+    tmp_path: Path, speckle_model: Model
+) -> None:
+    """The ONNX graph knows what its net needs, so a card cannot make tiles that do not fit together."""
+    shutil.copytree(speckle_model.folder, tmp_path / "m")
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    (tmp_path / "m" / "card.json").write_text(json.dumps({**card, "halo_px": 128}))
+    with pytest.raises(UserError, match="halo_px is 128"):
+        onnx_engine(open_model("m", tmp_path))
+
+
+def test_a_roll_replaced_under_its_id_leaves_nothing_old_that_reads_as_finished(
+    tmp_path: Path, speckle_model: Model
+) -> None:
+    """The run id is the same, the image is not: until it is scanned no old table or page stands there."""
+    plant = Plant(tmp_path)
+    first = scan_roll(
+        plant, make_roll(plant, "R", texture(300, 100)), speckle_model, core_lines=64, band_lines=64
+    )
+    shutil.rmtree(plant.roll_path("R"))
+    roll = make_roll(plant, "R", texture(200, 100, seed=9))
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        scan_roll(plant, roll, speckle_model, core_lines=64, band_lines=64, on_band=kill)
+    assert sorted(path.name for path in first.folder.iterdir() if path.is_file()) == [".lock", "plan.json"]
+    again = scan_roll(plant, roll, speckle_model, core_lines=64, band_lines=64)
+    assert again.folder == first.folder
+    assert again.summary["lines"] == 200
+
+
+def test_a_damaged_part_of_a_roll_leaves_the_other_bands_scanned(
+    tmp_path: Path, speckle_model: Model
+) -> None:
+    plant = Plant(tmp_path)
+    roll = make_roll(plant, "R", texture(9000, 64))
+    shards = sorted((roll.path / "0" / "c").rglob("0"), key=str)
+    damaged = next(path for path in shards if path.is_file() and path.parent.name == "2")
+    damaged.write_bytes(b"not a shard")
+    with pytest.raises(UserError, match=r"2 of 3 bands|1 of 3 bands") as fault:
+        scan_roll(plant, roll, speckle_model, core_lines=1024, band_lines=4096)
+    assert fault.value.exit_code == 3
+    assert len(list((tmp_path / "runs").glob("R/*/bands/*.json"))) >= 1
 
 
 def test_decide_is_the_argmax_over_thresholds_of_metrics_md() -> None:

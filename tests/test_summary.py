@@ -1,0 +1,52 @@
+"""Coverage of a whole roll, and what it lists as not inspected."""
+
+import numpy as np
+import pytest
+from rollsight.inspect.linescan import CellRow, NotInspected
+from rollsight.jobs.summary import MAX_LISTED, inspected, joined, strip_edges
+
+
+def rows(*edges: tuple[int | None, int | None]) -> list[CellRow]:
+    """Rows of 64 lines with these strip edges, all inspected where a strip was seen."""
+    return [CellRow(64 * i, 64 * i + 64, left, right, 0, ()) for i, (left, right) in enumerate(edges)]
+
+
+def coverage_of(found: list[CellRow]) -> tuple[float, list[NotInspected]]:
+    return inspected(found, *strip_edges(found, 1000))
+
+
+def test_a_lamp_that_fails_at_the_strip_edge_is_not_a_narrower_strip() -> None:
+    """Drive-side half dark in one row of ten: 5 % of the strip was not inspected."""
+    edges = [(100, 900)] * 10
+    edges[4] = (500, 900)
+    coverage, parts = coverage_of(rows(*edges))
+    assert coverage == pytest.approx(0.95)
+    assert parts == [NotInspected(100, 256, 500, 320, "dark")]
+
+
+def test_a_strip_that_wanders_by_less_than_a_cell_is_inspected_whole() -> None:
+    coverage, parts = coverage_of(rows(*((100 + d, 900 + d) for d in range(0, 40, 4))))
+    assert (coverage, parts) == (1.0, [])
+
+
+def test_rows_without_a_strip_count_with_the_width_of_their_neighbours() -> None:
+    assert coverage_of(rows((100, 900), (None, None), (100, 900), (100, 900)))[0] == pytest.approx(0.75)
+
+
+def test_a_roll_without_any_strip_has_no_coverage() -> None:
+    assert coverage_of(rows((None, None), (None, None)))[0] == 0.0
+
+
+def test_parts_below_one_another_are_one_although_the_edge_wanders() -> None:
+    parts = [NotInspected(100 + i % 3, 64 * i, 900, 64 * i + 64, "dark") for i in range(20)]
+    assert joined(parts) == [NotInspected(100, 0, 900, 1280, "dark")]
+
+
+def test_however_many_parts_there_are_the_list_is_bounded_and_leaves_no_line_out() -> None:
+    parts = [NotInspected(100, 640 * i, 900, 640 * i + 64, "dropped") for i in range(3 * MAX_LISTED)]
+    listed = joined(parts)
+    assert len(listed) <= MAX_LISTED
+    covered = np.zeros(640 * len(parts), dtype=np.bool_)
+    for part in listed:
+        covered[part.y0 : part.y1] = True
+    assert all(covered[part.y0 : part.y1].all() for part in parts)
