@@ -201,7 +201,7 @@ def test_a_batch_has_the_share_of_each_source_in_whole_mosaics(tmp_path, batch, 
     first = source(tmp_path / "a", ("pit",), (gray(), gray(value=1)))
     second = source(tmp_path / "b", ("scratch",), (gray(), gray(value=1)))
     recipe = Recipe(batch=batch, crop_px=64, mosaic=mosaic)
-    sources = _read_sources([first, second], ("pit", "scratch"), recipe, [3.0, 1.0])
+    sources = _read_sources([first, second], ("pit", "scratch"), recipe, [3.0, 1.0], ())
 
     for step in range(3):
         image, labels, weight, labelled = _batch(sources, recipe, step, planes_of)
@@ -226,7 +226,7 @@ def test_a_mosaic_lays_its_crops_out_row_by_row():
 
 def test_image_labels_and_weight_of_a_mosaic_are_the_same_crops(tmp_path):
     pairs = [(gray(value=50 * value), gray(value=value)) for value in (1, 2, 3, 4)]
-    sources = _read_sources([source(tmp_path / "a", tuple("abcd"), *pairs)], tuple("abcd"), TINY, ())
+    sources = _read_sources([source(tmp_path / "a", tuple("abcd"), *pairs)], tuple("abcd"), TINY, (), ())
 
     image, labels, weight, _ = _batch(sources, TINY, 0, planes_of)
 
@@ -245,18 +245,36 @@ def test_the_classes_of_a_model_are_the_union_in_order(tmp_path):
     second = source(tmp_path / "b", ("scratch", "pit"), (gray(), gray(value=2)))
     classes = model_classes([first, second])
 
-    [_, other] = _read_sources([first, second], classes, replace(TINY, batch=8), ())
+    [_, other] = _read_sources([first, second], classes, replace(TINY, batch=8), (), ())
 
     assert classes == ("pit", "scale", "scratch")
     assert np.unique(other.masks[0]).tolist() == [1]  # value 2 of the second source is its pit
     assert other.labelled.tolist() == [True, True, False, True]
 
 
+def test_an_exhaustive_source_says_that_the_classes_of_the_others_are_absent(tmp_path):
+    first = source(tmp_path / "a", ("pit",), (gray(), gray(value=0)))
+    second = source(tmp_path / "b", ("scratch",), (gray(), gray(value=1)))
+    recipe = replace(TINY, batch=8)
+
+    exhaustive, other = _read_sources([first, second], ("pit", "scratch"), recipe, (), [True, False])
+
+    assert exhaustive.labelled.tolist() == [True, True, True]
+    assert other.labelled.tolist() == [True, False, True]
+
+
+def test_a_training_begins_from_the_net_it_is_given(data, tmp_path, uninterrupted):
+    started = train(data, tmp_path / "begun", replace(TINY, steps=1, learning_rate=1e-12), init=uninterrupted)
+
+    for name, weight in started.named_parameters():
+        torch.testing.assert_close(weight, uninterrupted.get_parameter(name), atol=1e-6, rtol=0)
+
+
 def test_a_component_cut_by_a_crop_keeps_the_weight_of_the_whole(tmp_path):
     mask = gray((256, 256), 0)
     mask[8:248, 8:248] = 1
     data = source(tmp_path / "a", ("pit",), (gray((256, 256)), mask))
-    sources = _read_sources([data], ("pit",), TINY, ())
+    sources = _read_sources([data], ("pit",), TINY, (), ())
 
     for step in range(6):
         _, labels, weight, _ = _batch(sources, TINY, step, planes_of)
@@ -266,7 +284,7 @@ def test_a_component_cut_by_a_crop_keeps_the_weight_of_the_whole(tmp_path):
 def test_an_image_smaller_than_the_crop_is_reflected_and_the_padding_ignored(tmp_path):
     image = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
     data = source(tmp_path / "a", ("pit",), (image, gray((40, 30), 1)))
-    [found] = _read_sources([data], ("pit",), TINY, ())
+    [found] = _read_sources([data], ("pit",), TINY, (), ())
 
     assert found.images[0].shape == (1, 64, 64)
     assert (found.masks[0][:40, :30] == 1).all()
