@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from rollsight.inspect.models import open_model
 from rollsight.jobs.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -171,3 +172,22 @@ def test_no_file_holds_a_path_of_the_machine_it_was_written_on():
     # Binary files too: an ONNX graph can carry the source paths of its exporter.
     assert len(files) > 30
     assert [str(path) for path in files if MACHINE_PATH.search(path.read_bytes())] == []
+
+
+def test_the_shipped_model_is_small_and_its_card_says_on_what_and_how_well(tmp_path):
+    model = open_model("default", tmp_path)
+
+    assert sum(path.stat().st_size for path in model.folder.iterdir()) <= 20e6
+    assert any("licence" in note for note in model.card.notes)
+    assert any(metric["split"] == "test" for metric in model.card.metrics)
+    for metric in model.card.metrics:
+        for value, low, high in metric["figures"].values():
+            assert 0 <= low <= value <= high <= 1
+    assert all(source["digest"] and source["groups"] for source in model.card.trained_on)
+
+
+def test_every_local_link_of_the_readme_leads_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+    assert "docs/page.png" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
