@@ -194,6 +194,19 @@ def join(bands: Sequence[Components]) -> Components:
     return Components(classes[order], first[order], score[order], facts, none, none)
 
 
+def at_least(components: Components, a_min_px: int) -> Components:
+    """The components of at least a_min_px; after the stitching, so that a cut never makes one too small."""
+    keep = components.facts["area_px"] >= a_min_px
+    return Components(
+        components.classes[keep],
+        components.first_px[keep],
+        components.score[keep],
+        {name: values[keep] for name, values in components.facts.items()},
+        components.top,
+        components.bottom,
+    )
+
+
 def _touching(upper: Components, lower: Components, upper_at: int, lower_at: int) -> NDArray[np.int64]:
     """Pairs of components of two bands whose runs touch across the seam, diagonals included: (pairs, 2)."""
     found = []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.defects import label_mask
 from rollsight.inspect.metrics import HIT_PERCENT, HIT_REACH_PX, dilate
 from rollsight.inspect.rolls import Roll
+from rollsight.inspect.scan import A_MIN_PX
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,11 @@ def against_truth(
 
 def _hit(roll: Roll, row: dict[str, Any], own: str, against: str) -> tuple[bool, bool]:
     """Whether a component of the mask `own` is hit by the same class of `against`, and by any class."""
-    y0, y1 = max(0, row["y0"] - HIT_REACH_PX), min(roll.lines, row["y1"] + HIT_REACH_PX)
-    x0, x1 = max(0, row["x0"] - HIT_REACH_PX), min(roll.width, row["x1"] + HIT_REACH_PX)
+    margin = HIT_REACH_PX + A_MIN_PX  # so that what the crop cuts within reach is not taken for too small
+    y0, y1 = max(0, row["y0"] - margin), min(roll.lines, row["y1"] + margin)
+    x0, x1 = max(0, row["x0"] - margin), min(roll.width, row["x1"] + margin)
     mine = roll.read_label(own, y0, y1)[:, x0:x1]
-    theirs = roll.read_label(against, y0, y1)[:, x0:x1]
+    theirs = _without_fringes(roll.read_label(against, y0, y1)[:, x0:x1])
     value = roll.label_classes(own).index(row["class"]) + 1
     ids, _ = label_mask(np.where(mine == value, mine, 0).astype(np.uint8))
     component = _component_of_box(ids, row["y0"] - y0, row["x0"] - x0, row["y1"] - y0, row["x1"] - x0)
@@ -65,6 +67,14 @@ def _hit(roll: Roll, row: dict[str, Any], own: str, against: str) -> tuple[bool,
         covered = int((component & dilate(near)).sum())
         hits.append(100 * covered >= HIT_PERCENT * int(component.sum()))
     return hits[0], hits[1]
+
+
+def _without_fringes(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mask without components that are too small for the defect table: they find nothing."""
+    ids, n = label_mask(mask)
+    small = np.bincount(ids.ravel(), minlength=n + 1) < A_MIN_PX
+    small[0] = False
+    return np.where(small[ids], 0, mask).astype(np.uint8)
 
 
 def _component_of_box(ids: NDArray[np.int32], y0: int, x0: int, y1: int, x1: int) -> NDArray[np.bool_]:

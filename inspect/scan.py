@@ -23,6 +23,7 @@ from rollsight.inspect.tiles import CELL, Grid, Window, up_to_cell
 CORE_LINES = 1024  # per window; the bands are multiples of it
 FULL_WIDTH_PX = 2560  # up to this width one core spans the roll, which needs no halo across
 WIDE_CORE_PX = 2048  # above it
+A_MIN_PX = 3  # smaller components are fringes of others, not defects: they stay in the mask, not in the table
 BAND_LINES = 2048  # default: one receipt and one shard of the mask
 
 
@@ -41,6 +42,7 @@ class Plan:
     core_lines: int
     core_px: int
     halo: int
+    a_min_px: int
     model_hash: str
     classes: tuple[str, ...]
     thresholds: tuple[float, ...]
@@ -92,6 +94,7 @@ def plan_scan(
         core_lines,
         core_px,
         halo,
+        A_MIN_PX,
         model.hash,
         model.card.classes,
         model.thresholds,

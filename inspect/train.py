@@ -45,7 +45,7 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup: float = 0.05  # share of the steps
     ema_half_life: int = 100  # steps
-    small_weight: float = 1.0  # of the small-object term, when fully ramped in
+    small_weight: float = 0.1  # of the small-object term, when fully ramped in
     small_ramp: float = 0.3  # share of the steps until it is
     seed: int = 0
     init: str = ""  # hash of the model that the training began from, if it did from one

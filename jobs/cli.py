@@ -291,7 +291,7 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Its peak, after the warm-up.")] = 1e-3,
     init: Annotated[str | None, typer.Option(help="Model of the same classes to begin from.")] = None,
     attention: Annotated[str, typer.Option(help="cbam or none.")] = "cbam",
-    small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 1.0,
+    small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     note: Annotated[

@@ -121,7 +121,7 @@ def scan_roll(
             )
         label.close()
         table = defects.table(
-            defects.join([receipt.components for receipt in valid]),
+            defects.at_least(defects.join([receipt.components for receipt in valid]), plan.a_min_px),
             plan.classes,
             roll.strip,
             roll_id=roll.roll_id,

@@ -200,23 +200,18 @@ def test_merged_half_precision_logits_give_finite_losses_and_gradients():
 # Small objects
 
 
-def test_small_object_is_weighted_focal_over_the_pixels_that_count():
+def test_small_object_is_the_weighted_mean_of_focal():
     logits, labels = noise(1, 2, 2, 2), four(0, 1, 1, IGNORE)
     weight = torch.tensor([[[0.0, 8.0], [2.0, 4.0]]])
     pixels = focal_map(logits, labels)[0]
 
     found = small_object(logits, labels, weight)
 
-    torch.testing.assert_close(found, (8 * pixels[0, 1] + 2 * pixels[1, 0]) / 3)
+    torch.testing.assert_close(found, (8 * pixels[0, 1] + 2 * pixels[1, 0]) / 10)
 
 
-def test_a_component_of_weight_one_counts_twice_a_clean_pixel_and_no_more():
-    """However little of the image it fills: else the net draws defects larger than they are."""
-    logits, labels = noise(1, 2, 64, 64), torch.zeros(1, 64, 64, dtype=torch.long)
-    weight = torch.zeros(1, 64, 64)
-    weight[:, :2, :2] = 1
-    pixels = focal_map(logits, labels)
+def test_twice_the_weight_everywhere_is_the_same_loss():
+    logits, labels = noise(1, 2, 2, 2), four(0, 1, 1, 0)
+    weight = torch.tensor([[[1.0, 8.0], [2.0, 0.0]]])
 
-    total = focal(logits, labels) + small_object(logits, labels, weight)
-
-    torch.testing.assert_close(total, (pixels * (1 + weight)).mean())
+    torch.testing.assert_close(small_object(logits, labels, 2 * weight), small_object(logits, labels, weight))
