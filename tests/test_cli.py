@@ -167,11 +167,22 @@ def test_one_bad_roll_does_not_stop_the_others_and_the_exit_code_says_partial(ho
     assert "nope" in done.stderr
 
 
+def _interruptible() -> None:
+    """A test run that a script put into the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     inspect(tmp_path, "simulate", "R", "--length-m", "12", "--width-px", "640")
     command = [sys.executable, "-m", "rollsight.jobs", "scan", "R", "--band-lines", "1024", "--threads", "1"]
     command += ["--home", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_interruptible,
+    )
     receipts: list[Path] = []
     limit = time.monotonic() + 60
     while not receipts and time.monotonic() < limit:
