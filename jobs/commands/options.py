@@ -1,0 +1,13 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Home = Annotated[
+    Path | None,
+    typer.Option(help="Plant folder with rolls, models and runs. Default: $ROLLSIGHT_HOME, else ./plant."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a roll of the same id.")]
