@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup: float = 0.05  # share of the steps
     ema_half_life: int = 100  # steps
+    focal_gamma: float = losses.FOCAL_GAMMA  # 0: plain cross-entropy
     small_weight: float = 0.1  # of the small-object term, when fully ramped in
     small_ramp: float = 0.3  # share of the steps until it is
     seed: int = 0
@@ -77,7 +79,7 @@ def train(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     stop_after: int | None = None,
     autocast: bool | None = None,
-    init: nn.Module | None = None,
+    init: tuple[nn.Module, Sequence[str]] | None = None,
 ) -> nn.Module:
     """Train on `data` (each already of one split) and return the averaged net.
 
@@ -86,7 +88,7 @@ def train(
     `exhaustive` says for each source whether its background is free of the classes that it does not label
     too; by default it is not, and they count as background there (`losses.merge_unlabelled`).
     `stop_after` ends the run at a step, as a kill would, with its checkpoint. `autocast` None means where it
-    was found faster: CUDA, and CPUs with AMX. `init` is a net of the same classes to begin from. Raises
+    was found faster: CUDA, and CPUs with AMX. `init` is a net to begin from, with its classes. Raises
     UserError for data that cannot be trained on.
     """
     if recipe.crop_px % CELL or recipe.net not in NETS:
@@ -106,7 +108,7 @@ def train(
     build: Any = NETS[recipe.net]
     net = build(len(classes), attention=recipe.attention, pretrained=True)
     if init is not None:
-        net.load_state_dict(init.state_dict())
+        begin_from(net, classes, *init)
     net = net.to(device, memory_format=torch.channels_last)
     average = AveragedModel(
         net,
@@ -124,6 +126,8 @@ def train(
     )
     run.mkdir(parents=True, exist_ok=True)
     first = _resume(run / CHECKPOINT, identity, net, average, optimiser)
+    bounds = [0, *_share_bounds([source.share for source in sources], recipe).tolist()]
+    parts = list(pairwise(bounds))  # the canvases of each source in a batch
     pipeline = augment.augmentations()
     mixed = _autocast(device, autocast)
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
@@ -138,9 +142,11 @@ def train(
         with mixed():
             raw = net(image)
         logits = losses.merge_unlabelled(raw, labelled)
-        dice = losses.dice(logits, labels)
-        focal = losses.focal(logits, labels)
-        small = losses.small_object(logits, labels, weight)
+        # Dice is a mean over classes: source by source, lest one with many classes drowns the others.
+        by_source = [losses.dice(logits[a:b], labels[a:b]) * ((b - a) / bounds[-1]) for a, b in parts]
+        dice = torch.stack(by_source).sum()
+        focal = losses.focal(logits, labels, recipe.focal_gamma)
+        small = losses.small_object(logits, labels, weight, recipe.focal_gamma)
         ramp = min(1.0, step / max(1.0, recipe.small_ramp * recipe.steps))
         loss = dice + focal + recipe.small_weight * ramp * small
         optimiser.zero_grad(set_to_none=True)
@@ -155,6 +161,26 @@ def train(
             _save(run / CHECKPOINT, identity, step + 1, net, average, optimiser)
             _add_to_curve(run / CURVE, step + 1, figures)
     return average.module.cpu().eval()
+
+
+def begin_from(
+    net: nn.Module, classes: Sequence[str], known: nn.Module, known_classes: Sequence[str]
+) -> None:
+    """Give `net` the weights of `known`, a net of the same build.
+
+    Of the head, which has as many channels for each class, the background and the classes that both know
+    are taken over; classes that are new begin as they are.
+    """
+    weights = known.state_dict()
+    for name in ("head.weight", "head.bias"):
+        rows = net.state_dict()[name].unflatten(0, (len(classes) + 1, -1)).clone()
+        known_rows = weights[name].unflatten(0, (len(known_classes) + 1, -1))
+        rows[0] = known_rows[0]
+        for index, defect_class in enumerate(classes, start=1):
+            if defect_class in known_classes:
+                rows[index] = known_rows[known_classes.index(defect_class) + 1]
+        weights[name] = rows.flatten(0, 1)
+    net.load_state_dict(weights)
 
 
 def _read_sources(

@@ -47,14 +47,13 @@ def train_model(
     classes = model_classes(learned)
     begin = None
     if init is not None:
-        if (init.card.classes, init.card.net) != (classes, recipe.net):
+        if (init.card.net, init.card.net_options) != (recipe.net, {"attention": recipe.attention}):
             raise UserError(
-                f"model {init.card.name} knows {', '.join(init.card.classes)}, the data "
-                f"{', '.join(classes)}: "
-                "to begin from a model its classes must be the data's, in the same order",
+                f"model {init.card.name} is {init.card.net} {init.card.net_options}, the training makes "
+                f"{recipe.net} with attention {recipe.attention}: begin from a model of the same net",
                 USAGE,
             )
-        begin, recipe = init.net(), replace(recipe, init=init.hash)
+        begin, recipe = (init.net(), init.card.classes), replace(recipe, init=init.hash)
     run = plant.models / f".{name}.training"
     net = train(learned, run, recipe, shares=shares, exhaustive=exhaustive, on_step=on_step, init=begin)
     card: dict[str, Any] = {

@@ -19,6 +19,7 @@ from rollsight.inspect.train import (
     _mosaics,
     _read_sources,
     _schedule,
+    begin_from,
     model_classes,
     train,
 )
@@ -264,10 +265,22 @@ def test_an_exhaustive_source_says_that_the_classes_of_the_others_are_absent(tmp
 
 
 def test_a_training_begins_from_the_net_it_is_given(data, tmp_path, uninterrupted):
-    started = train(data, tmp_path / "begun", replace(TINY, steps=1, learning_rate=1e-12), init=uninterrupted)
+    still = replace(TINY, steps=1, learning_rate=1e-12)
+    started = train(data, tmp_path / "begun", still, init=(uninterrupted, model_classes(data)))
 
     for name, weight in started.named_parameters():
         torch.testing.assert_close(weight, uninterrupted.get_parameter(name), atol=1e-6, rtol=0)
+
+
+def test_a_net_begun_from_one_of_other_classes_keeps_what_it_knew():
+    """The logits of the classes that both know are the same; a new class begins on its own."""
+    torch.manual_seed(0)
+    known, net = NETS["unet_lite"](2).eval(), NETS["unet_lite"](3).eval()
+    begin_from(net, ("scale", "scratch", "pit"), known, ("pit", "scratch"))
+    x = torch.rand(1, 1, 64, 64)
+
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)[:, [0, 3, 2]], known(x))
 
 
 def test_a_component_cut_by_a_crop_keeps_the_weight_of_the_whole(tmp_path):

@@ -46,8 +46,13 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=2, help="Crops per step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Its peak, after the warm-up.")] = 1e-3,
-    init: Annotated[str | None, typer.Option(help="Model of the same classes to begin from.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Model to begin from; its classes need not be the same.")
+    ] = None,
     attention: Annotated[str, typer.Option(help="cbam or none.")] = "cbam",
+    focal_gamma: Annotated[
+        float, typer.Option(min=0, help="How much easy pixels fade; 0 is cross-entropy.")
+    ] = 1.0,
     small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -77,6 +82,7 @@ def train(
         batch=batch,
         learning_rate=learning_rate,
         attention=attention,
+        focal_gamma=focal_gamma,
         small_weight=small_weight,
         seed=seed,
     )
