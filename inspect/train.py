@@ -49,6 +49,7 @@ class Recipe:
     focal_gamma: float = losses.FOCAL_GAMMA  # 0: plain cross-entropy
     small_weight: float = 0.1  # of the small-object term, when fully ramped in
     small_ramp: float = 0.3  # share of the steps until it is
+    frozen_norms: bool = False  # keep the statistics of the norms: for fine-tuning on mixed sources
     seed: int = 0
     init: str = ""  # hash of the model that the training began from, if it did from one
 
@@ -139,6 +140,10 @@ def train(
         image = image.to(device, memory_format=torch.channels_last)
         labels, weight, labelled = labels.to(device), weight.to(device), labelled.to(device)
         net.train()
+        if recipe.frozen_norms:
+            for module in net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         with mixed():
             raw = net(image)
         logits = losses.merge_unlabelled(raw, labelled)

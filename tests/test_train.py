@@ -272,6 +272,14 @@ def test_a_training_begins_from_the_net_it_is_given(data, tmp_path, uninterrupte
         torch.testing.assert_close(weight, uninterrupted.get_parameter(name), atol=1e-6, rtol=0)
 
 
+def test_frozen_norms_keep_their_statistics(data, tmp_path, uninterrupted):
+    recipe = replace(TINY, steps=2, frozen_norms=True)
+    tuned = train(data, tmp_path / "tuned", recipe, init=(uninterrupted, model_classes(data)))
+
+    kept = dict(uninterrupted.named_buffers())
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in tuned.named_buffers() if "running" in name)
+
+
 def test_a_net_begun_from_one_of_other_classes_keeps_what_it_knew():
     """The logits of the classes that both know are the same; a new class begins on its own."""
     torch.manual_seed(0)

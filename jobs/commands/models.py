@@ -54,6 +54,9 @@ def train(
         float, typer.Option(min=0, help="How much easy pixels fade; 0 is cross-entropy.")
     ] = 1.0,
     small_weight: Annotated[float, typer.Option(min=0, help="Weight of the small-object term.")] = 0.1,
+    frozen_norms: Annotated[
+        bool, typer.Option("--frozen-norms", help="Keep the statistics of --init's norms.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     note: Annotated[
@@ -75,6 +78,8 @@ def train(
         raise UserError(f"--attention {attention}: it is cbam or none", USAGE)
     if learning_rate <= 0:
         raise UserError(f"--learning-rate {learning_rate}: it must be above 0; 0.001 is usual", USAGE)
+    if frozen_norms and init is None:
+        raise UserError("--frozen-norms needs --init: a new net's norms have no statistics to keep", USAGE)
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
     recipe = Recipe(
@@ -84,6 +89,7 @@ def train(
         attention=attention,
         focal_gamma=focal_gamma,
         small_weight=small_weight,
+        frozen_norms=frozen_norms,
         seed=seed,
     )
     if unknown := [path for path in exhaustive or () if path not in data]:
