@@ -45,6 +45,8 @@ def train(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=2, help="Crops per step.")] = 16,
+    crop_px: Annotated[int, typer.Option(min=64, help="Side of a crop, a multiple of 64 px.")] = 192,
+    mosaic: Annotated[int, typer.Option(min=1, help="Crops along each side of a training canvas.")] = 2,
     learning_rate: Annotated[float, typer.Option(help="Its peak, after the warm-up.")] = 1e-3,
     init: Annotated[
         str | None, typer.Option(help="Model to begin from; its classes need not be the same.")
@@ -85,6 +87,8 @@ def train(
     recipe = Recipe(
         steps=steps,
         batch=batch,
+        crop_px=crop_px,
+        mosaic=mosaic,
         learning_rate=learning_rate,
         attention=attention,
         focal_gamma=focal_gamma,
