@@ -37,7 +37,8 @@ def focal_map(logits: Tensor, labels: Tensor, gamma: float = FOCAL_GAMMA) -> Ten
     Lin et al. 2017, arXiv:1708.02002, eq. 4. Ignored pixels are 0.
     """
     nats = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORE)
-    return (1 - (-nats).exp()).clamp(min=0) ** gamma * nats
+    # Not 0: below gamma 1 the slope there is infinite.
+    return (1 - (-nats).exp()).clamp(min=1e-6) ** gamma * nats
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float = FOCAL_GAMMA) -> Tensor:

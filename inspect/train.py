@@ -154,6 +154,11 @@ def train(
         small = losses.small_object(logits, labels, weight, recipe.focal_gamma)
         ramp = min(1.0, step / max(1.0, recipe.small_ramp * recipe.steps))
         loss = dice + focal + recipe.small_weight * ramp * small
+        if not loss.isfinite():
+            raise UserError(
+                f"step {step + 1}: the loss is {loss.item()}: try a lower learning rate; "
+                f"the last checkpoint is in {run}"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)

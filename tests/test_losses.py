@@ -191,6 +191,15 @@ def test_merged_half_precision_logits_give_finite_losses_and_gradients():
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_a_pixel_that_is_sure_has_a_finite_gradient_at_any_gamma(gamma):
+    labels = four(0, 1, 1, 0)
+    logits = sure(labels, 2).requires_grad_()
+    focal(logits, labels, gamma).backward()
+
+    assert logits.grad.isfinite().all()
+
+
 # Small objects
 
 
