@@ -1,5 +1,7 @@
-"""The simulated coil: its bytes, its surface, its edges, and a truth that agrees with its mask."""
+"""The simulated coil: its bytes, its surfaces, its edges, and a truth that agrees with its mask."""
 
+import hashlib
+import json
 import tracemalloc
 from collections import Counter
 from itertools import pairwise
@@ -11,9 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.rolls import open_roll
+from rollsight.synth.stamps import DARK_FIELDS
 from rollsight.synth.strip import (
     CLASSES,
+    EFFECTS,
+    LIGHTINGS,
+    MARKERS,
     ROLL_PITCH_MM,
+    SURFACES,
     TRUTH_FILE,
     TRUTH_LABEL,
     SimulatedStrip,
@@ -62,6 +69,45 @@ def test_the_bytes_of_a_strip_do_not_depend_on_its_blocks(whole, cuts, backwards
         assert np.array_equal(image, whole[0][:, y0:y1])
         assert np.array_equal(mask, whole[1][y0:y1])
         assert np.array_equal(strip.mask(y0, y1), mask)
+
+
+PINS = [
+    (
+        {"length_m": 6.0, "seed": 3, "width_px": 640, "density": 4.0, "blackouts": [(2500, 2540)]},
+        (2100, 4200),
+        ("f63f34352b5f791b", "30cc4d0e08988fac", "27c337eb173714cf"),
+    ),
+    (
+        {"length_m": 30.0, "seed": 11, "width_px": 320},
+        (18_000, 19_000),
+        ("f67e97baa4a090a1", "b48937fa40299f5b", "8e30c27c25a36ab6"),
+    ),
+    (
+        {"length_m": 8.0, "seed": 2, "width_px": 256, "mm_per_line": 0.5},
+        (3000, 4000),
+        ("7e5741faaca33ecf", "24a046dc04fefdb6", "f7f60cc745642fd3"),
+    ),
+    (
+        {"length_m": 2.0, "seed": 7},
+        (0, 700),
+        ("a0e793e029d74663", "eaa2aaebf4878eaa", "8eb80c2f72237649"),
+    ),
+    (
+        {"length_m": 1.0, "seed": 4, "width_px": 400, "clean": True},
+        (100, 900),
+        ("dc9fa6934495f111", "ac2878215ad33205", "4f53cda18c2baa0c"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "lines", "pinned"), PINS)
+def test_hot_rolled_strip_has_the_bytes_it_was_first_made_with(arguments, lines, pinned):
+    """Image, mask and truth: the shipped model learned from such strip, and benchmarks compare over time."""
+    strip = SimulatedStrip(**arguments)
+    image, mask = strip.block(*lines)
+    truth = json.dumps(strip.truth.to_pylist()).encode()
+
+    assert tuple(hashlib.sha256(made).hexdigest()[:16] for made in (image, mask, truth)) == pinned
 
 
 def test_another_seed_gives_another_strip():
@@ -235,6 +281,228 @@ def test_the_default_blackout_leaves_99_percent_of_the_demo_coil_and_short_strip
     assert SimulatedStrip(30.0, seed=11, blackouts=()).blackouts == ()
 
 
+# -- every surface, both lighting modes ---------------------------------------------------------------------
+
+BOTH_LINES = 2400
+
+
+def both(surface: str, length_m: float = BOTH_LINES / 1000, **changed) -> SimulatedStrip:
+    """A busy strip of a surface in both modes with all that a line does to it."""
+    arguments = {"seed": 5, "width_px": 288, "density": 4.0, "effects": EFFECTS, **changed}
+    return SimulatedStrip(length_m, surface=surface, lighting=LIGHTINGS, **arguments)
+
+
+@pytest.fixture(scope="module", params=SURFACES)
+def any_strip(request) -> tuple[SimulatedStrip, np.ndarray, np.ndarray]:
+    """A strip of each surface with bars, drops, weld, ends and dropped lines; its image and its mask."""
+    strip = both(request.param, 6.5, width_px=512, seed=9)
+    return strip, *strip.block(0, strip.lines)
+
+
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {surface: both(surface).block(0, BOTH_LINES) for surface in SURFACES}
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    surface=st.sampled_from(list(SURFACES)),
+    cuts=st.sets(st.integers(1, BOTH_LINES - 1), max_size=4),
+    backwards=st.booleans(),
+)
+def test_the_bytes_of_every_surface_and_mode_do_not_depend_on_the_blocks(wholes, surface, cuts, backwards):
+    strip, (image, mask) = both(surface), wholes[surface]
+    lines = strip.lines_of(0, BOTH_LINES)
+    spans = list(pairwise([0, *sorted(cuts), BOTH_LINES]))
+    for y0, y1 in reversed(spans) if backwards else spans:
+        made, told = strip.block(y0, y1)
+
+        assert made.shape == (2, y1 - y0, 288)
+        assert np.array_equal(made, image[:, y0:y1])
+        assert np.array_equal(told, mask[y0:y1])
+        assert np.array_equal(strip.mask(y0, y1), told)
+        for values, all_values in zip(strip.lines_of(y0, y1), lines, strict=True):
+            assert np.array_equal(values, all_values[y0:y1])
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_the_bright_mode_is_the_same_with_a_dark_one_beside_it(surface):
+    alone = SimulatedStrip(1.5, seed=3, width_px=256, surface=surface, density=3.0)
+    beside = SimulatedStrip(1.5, seed=3, width_px=256, surface=surface, density=3.0, lighting=LIGHTINGS)
+
+    assert np.array_equal(alone.block(0, 1500)[0][0], beside.block(0, 1500)[0][0])
+    assert np.array_equal(alone.block(0, 1500)[1], beside.block(0, 1500)[1])
+    assert alone.truth == beside.truth
+
+
+def test_the_truth_of_every_surface_lists_the_parts_of_its_mask(any_strip):
+    strip, _, mask = any_strip
+    found = Counter()
+    for value, name in enumerate(strip.classes, start=1):
+        labels, _ = ndimage.label(mask == value, EIGHT)
+        areas = np.bincount(labels.ravel())
+        for number, (y, x) in enumerate(ndimage.find_objects(labels), start=1):
+            found[name, x.start, y.start, x.stop, y.stop, int(areas[number])] += 1
+    told = Counter(
+        tuple(row[key] for key in ("class", "x0", "y0", "x1", "y1", "area_px")) for row in rows(strip)
+    )
+
+    assert told == found
+    assert mask.max() <= len(strip.classes)
+
+
+def test_nothing_is_planted_where_no_strip_is(any_strip):
+    """Not beyond edges, head and tail, and not on lines that were dropped: those are black and not valid."""
+    strip, image, mask = any_strip
+    valid = strip.lines_of(0, strip.lines)[2]
+    planted = mask > 0
+    on_strip = image.max(axis=0) >= 14
+
+    assert not valid.all()
+    assert not image[:, ~valid].any()
+    assert not planted[~valid].any()
+    assert on_strip[planted].mean() > 0.999
+    assert image[:, 0].max() <= 9
+    assert image[:, -1].max() <= 9
+
+
+def test_the_surfaces_hold_more_than_ten_classes_of_defects_and_each_is_planted():
+    """Over a few seeds; the drops and the weld are there too, and clean strip has none of any."""
+    defects = {name for surface in SURFACES.values() for name in surface.classes}
+    for surface in ("cold-rolled", "galvanised"):
+        planted = Counter()
+        for seed in range(2):
+            strip = SimulatedStrip(7.0, seed=seed, width_px=512, surface=surface, density=4.0)
+            counts = Counter(strip.truth["class"].to_pylist())
+            assert counts["weld"] == 1
+            planted += counts
+        assert set(planted) == set(strip.classes)
+        assert set(MARKERS) < set(strip.classes)
+        clean = SimulatedStrip(2.0, seed=0, width_px=256, surface=surface, clean=True)
+        assert clean.truth.num_rows == 0
+        assert not clean.block(0, 2000)[1].any()
+
+    assert len(defects) >= 18
+    assert not defects & set(MARKERS)
+    assert defects | set(MARKERS) == set(DARK_FIELDS)
+    assert SimulatedStrip(1.0, seed=0).classes == CLASSES
+
+
+def test_bars_reach_from_edge_to_edge_and_chatter_marks_keep_their_pitch():
+    strip = both("cold-rolled", 6.5, width_px=256, seed=9)
+    fields: dict[int, list[dict]] = {}
+    for row in rows(strip):
+        if row["class"] in ("chatter_mark", "roll_stop", "weld"):
+            left, right = strip.edges(row["y0"], row["y1"])
+            assert row["x0"] == pytest.approx(left.min(), abs=1.5)
+            assert row["x1"] == pytest.approx(right.max(), abs=1.5)
+        if row["class"] == "chatter_mark":
+            fields.setdefault(row["periodic_group"], []).append(row)
+
+    assert fields
+    for marks in fields.values():
+        pitch = np.diff([row["y0"] for row in marks])
+        assert len(marks) >= 6
+        assert np.ptp(pitch) <= 1
+        assert 16 <= pitch.mean() <= 61
+
+
+def test_the_weld_lies_near_an_end():
+    for seed in range(8):
+        strip = SimulatedStrip(12.0, seed=seed, width_px=128, surface="galvanised", density=0.0)
+        [weld] = rows(strip, "weld")
+
+        assert min(weld["y_m"], 12.0 - weld["y_m"]) < 3.0
+
+
+def test_dark_field_rings_a_pit_hides_a_stain_and_lights_one_flank_of_a_dent():
+    """Against clean strip, so the contrast is that of the defect alone; bright field shows all three."""
+
+    def change(name: str, surface: str, mode: int) -> np.ndarray:
+        arguments = {"seed": 21, "width_px": 640, "surface": surface, "lighting": LIGHTINGS, "effects": ()}
+        dirty = SimulatedStrip(5.0, density=4.0, **arguments)
+        clean = SimulatedStrip(5.0, clean=True, **arguments)
+        row = max(rows(dirty, name), key=lambda row: row["area_px"])
+        lines, columns = (row["y0"] - 2, row["y1"] + 2), slice(row["x0"] - 2, row["x1"] + 2)
+        one, other = (strip.block(*lines)[0][mode][:, columns].astype(int) for strip in (dirty, clean))
+        return one - other
+
+    pit = change("pit", "hot-rolled", 0)
+    ring = change("pit", "hot-rolled", 1)
+    assert pit[pit.shape[0] // 2, pit.shape[1] // 2] < -20
+    assert pit.max() < 10
+    assert ring.max() > 40
+    assert ring[ring.shape[0] // 2, ring.shape[1] // 2] < 0.5 * ring.max()
+    assert change("stain", "cold-rolled", 0).min() < -12
+    assert not change("stain", "cold-rolled", 1).any()
+    dent = change("roll_mark", "galvanised", 1)
+    assert dent.max() > 20
+    assert dent.min() < -15
+
+
+@pytest.mark.parametrize("surface", ["cold-rolled", "galvanised"])
+def test_every_defect_of_the_new_surfaces_shows_in_one_of_the_modes(surface):
+    """Its strongest change is over two deviations of the fine texture of that mode."""
+    arguments = {"length_m": 6.5, "seed": 8, "width_px": 400, "surface": surface, "lighting": LIGHTINGS}
+    arguments["effects"] = ("drops",)
+    dirty, clean = SimulatedStrip(**arguments, density=3.0), SimulatedStrip(**arguments, clean=True)
+    image, mask = dirty.block(0, dirty.lines)
+    plain = clean.block(0, clean.lines)[0]
+    middle = plain[:, 3000:4000, 60:-60].astype(np.float64)
+    sigma = (middle - ndimage.gaussian_filter(middle, (0, 8, 8))).std(axis=(1, 2))
+
+    for row in rows(dirty):
+        box = (slice(row["y0"], row["y1"]), slice(row["x0"], row["x1"]))
+        inside = mask[box] == dirty.classes.index(row["class"]) + 1
+        strongest = [np.abs(image[m][box].astype(int) - plain[m][box])[inside].max() for m in (0, 1)]
+        assert max(strongest / sigma) >= 2, row["class"]
+
+
+def test_speed_rises_from_the_head_and_falls_to_the_tail_and_times_and_counts_only_grow():
+    strip = SimulatedStrip(60.0, seed=1, width_px=128, surface="cold-rolled", clean=True)
+    encoder, t_ns, _ = strip.lines_of(0, strip.lines)
+    metres_per_s = 1e6 * np.diff(encoder) / np.diff(t_ns)  # a line is 1 mm
+
+    assert np.all(np.diff(encoder) > 0)
+    assert np.all(np.diff(t_ns) > 0)
+    assert np.all(np.diff(metres_per_s[:7000]) > -1e-3)
+    assert np.all(np.diff(metres_per_s[-7000:]) < 1e-3)
+    assert metres_per_s[30_000] == pytest.approx(8.0, rel=1e-3)
+    assert metres_per_s[[0, -1]] == pytest.approx([1.2, 1.2], rel=0.2)
+    assert metres_per_s == pytest.approx(strip.travel.speed(0, strip.lines)[1:], rel=0.25)
+
+
+def test_the_lamps_drift_and_each_for_itself():
+    arguments = {"seed": 2, "width_px": 128, "clean": True, "lighting": LIGHTINGS, "blackouts": ()}
+    drifting = SimulatedStrip(200.0, effects=("lamp_drift",), **arguments)
+    steady = SimulatedStrip(200.0, **arguments)
+    shares = []
+    for y0 in range(0, 200_000, 20_000):
+        one, other = (
+            strip.block(y0, y0 + 64)[0][:, :, 40:90].mean(axis=(1, 2)) for strip in (drifting, steady)
+        )
+        shares.append(one / other)
+    bright, dark = np.array(shares).T
+
+    assert bright[0] > 1.02
+    assert 0.05 < np.ptp(bright) < 0.3
+    assert np.abs(bright - dark).max() > 0.005
+
+
+def test_an_effect_can_be_asked_for_alone():
+    """On hot-rolled strip, that has none by itself; and the others can go without."""
+    plain = SimulatedStrip(2.0, seed=3, width_px=256)
+    welded = SimulatedStrip(2.0, seed=3, width_px=256, effects=["weld"])
+    bare = SimulatedStrip(2.0, seed=3, width_px=256, surface="galvanised", effects=())
+
+    assert plain.effects == ()
+    assert welded.classes == (*CLASSES, "weld")
+    assert [row["class"] for row in rows(welded)].count("weld") == 1
+    assert bare.classes == SURFACES["galvanised"].classes
+    assert bare.lines_of(0, 2000)[2].all()
+    assert bare.block(0, 1)[0].max() > 60
+
+
 def peak_of_reading(length_m: float) -> int:
     """Peak bytes allocated while a strip is made and read through, without its truth table."""
     tracemalloc.start()
@@ -249,7 +517,8 @@ def peak_of_reading(length_m: float) -> int:
 def test_memory_does_not_grow_with_the_length_of_the_strip():
     peak_of_reading(3.0)  # what is allocated once for all strips
 
-    assert peak_of_reading(24.0) < 1.15 * peak_of_reading(6.0)
+    # Four times the strip; the largest stamp met, drawn in half a megabyte, may be larger on the longer one.
+    assert peak_of_reading(24.0) < 1.25 * peak_of_reading(6.0)
 
 
 def test_a_block_far_down_a_million_lines_is_made_without_those_before_it():
@@ -280,6 +549,19 @@ def test_a_simulated_roll_holds_image_mask_and_truth(tmp_path):
         simulate_roll(tmp_path / "S-1.zarr", strip)
 
 
+def test_a_roll_of_another_surface_holds_both_modes_its_classes_and_its_lines(tmp_path):
+    strip = SimulatedStrip(3.0, seed=4, width_px=256, surface="galvanised", lighting=LIGHTINGS, density=2.0)
+    roll = simulate_roll(tmp_path / "S-3.zarr", strip)
+
+    assert roll.strip.lighting == ("bright", "dark")
+    assert np.array_equal(roll.read(0, 3000), strip.block(0, 3000)[0])
+    assert np.array_equal(roll.read_label(TRUTH_LABEL, 0, 3000), strip.mask(0, 3000))
+    assert roll.label_classes(TRUTH_LABEL) == strip.classes
+    lines = roll.read_lines(0, 3000)
+    for kept, made in zip((lines.encoder, lines.t_ns, lines.valid), strip.lines_of(0, 3000), strict=True):
+        assert np.array_equal(kept, made)
+
+
 def test_an_interrupted_simulation_leaves_no_roll(tmp_path):
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -301,6 +583,9 @@ def test_an_interrupted_simulation_leaves_no_roll(tmp_path):
         ({"density": -0.5}, "density is -0.5"),
         ({"mm_per_line": 0.0}, "mm_per_line is 0.0"),
         ({"blackouts": [(900, 1100)]}, "blackout 900-1100"),
+        ({"surface": "tin"}, "surface is 'tin'"),
+        ({"lighting": ("dark",)}, "lighting is dark"),
+        ({"effects": ("rain",)}, "effect 'rain'"),
     ],
 )
 def test_a_strip_that_cannot_be_made_is_refused_by_name(changed, named):
