@@ -9,7 +9,7 @@ a split must not cut.
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ROLL_TILE = 256  # px: the tile in which a labelled roll is sampled
 CLEAN_TILES = 0.5  # clean tiles kept per tile with a defect
 
+OnFault = Callable[[str, str], None]  # kind and line of a fault; the sample that has it is left out
+
+
+def refuse(kind: str, line: str) -> None:
+    """What `open_labels` does of a fault unless told otherwise: a UserError with its line."""
+    raise UserError(line)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
@@ -41,19 +48,27 @@ class ImageFile:
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Image (1, H, W) in [0, 1] and mask (H, W), 0 background, index + 1 of the class, 255 ignore."""
-        image = _read_gray(self.image)
+        image = self.read_image()
+        return image, self.read_mask(image.shape[1:])
+
+    def read_image(self) -> NDArray[np.float32]:
+        """The image (1, H, W) in [0, 1] alone."""
+        return _read_gray(self.image)[None]
+
+    def read_mask(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The mask alone; UserError where it is not of the image's `shape` (H, W)."""
         mask = np.asarray(_open(self.mask))
-        if mask.ndim != 2 or mask.shape != image.shape:
+        if mask.ndim != 2 or mask.shape != shape:
             size = " x ".join(map(str, mask.shape[::-1]))
             raise UserError(
                 f"{self.mask}: the mask is {size} px, its image {self.image.name} is "
-                f"{image.shape[1]} x {image.shape[0]}: they must be of one size, one value per pixel"
+                f"{shape[1]} x {shape[0]}: they must be of one size, one value per pixel"
             )
         if mask.dtype.kind not in "bui" or not 0 <= mask.min() <= mask.max() <= IGNORE:
             raise UserError(
                 f"{self.mask}: mask values {mask.min()} to {mask.max()}: a mask holds whole numbers 0 to 255"
             )
-        return image[None], mask.astype(np.uint8)
+        return mask.astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +84,16 @@ class RollTile:
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Image (M, 256, 256) in [0, 1] and mask (256, 256), as `ImageFile.read`."""
-        across = slice(self.x, self.x + ROLL_TILE)
-        image = self.roll.read_unit(self.y, self.y + ROLL_TILE)[:, :, across]
-        return image, self.roll.read_label(self.label, self.y, self.y + ROLL_TILE)[:, across]
+        image = self.read_image()
+        return image, self.read_mask(image.shape[1:])
+
+    def read_image(self) -> NDArray[np.float32]:
+        """The image (M, 256, 256) in [0, 1] alone."""
+        return self.roll.read_unit(self.y, self.y + ROLL_TILE)[:, :, self.x : self.x + ROLL_TILE]
+
+    def read_mask(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The mask alone, of the tile's `shape` (H, W)."""
+        return self.roll.read_label(self.label, self.y, self.y + shape[0])[:, self.x : self.x + shape[1]]
 
 
 Sample = ImageFile | RollTile
@@ -109,8 +131,12 @@ class LabelledData:
         return digest.hexdigest()
 
 
-def open_labels(root: Path) -> LabelledData:
-    """The labelled data under `root`; UserError names what is missing or contradictory."""
+def open_labels(root: Path, on_fault: OnFault = refuse) -> LabelledData:
+    """The labelled data under `root`; UserError names what is missing or contradictory.
+
+    With another `on_fault` what is wrong with single samples, and with the list of classes (then none), is
+    told to it instead, one call per fault; only a folder that cannot be read at all is refused.
+    """
     if root.suffix == ".zarr":
         return _from_roll(open_roll(root))
     if rolls := sorted(root.glob("[!.]*.zarr")):
@@ -124,27 +150,38 @@ def open_labels(root: Path) -> LabelledData:
         raise UserError(
             f"{root}: no such folder of labelled data: give one with images, masks and classes.json"
         )
-    classes = _read_classes(root / "classes.json")
-    samples = list(_from_manifest(root) if (root / "manifest.csv").is_file() else _from_folders(root))
+    try:
+        classes = _read_classes(root / "classes.json")
+    except UserError as fault:
+        on_fault("classes", str(fault))
+        classes = ()
+    listed = (root / "manifest.csv").is_file()
+    samples = list(_from_manifest(root, on_fault) if listed else _from_folders(root, on_fault))
     if not samples:
         raise UserError(f"{root}: no image with a mask found: expected images/ and masks/ with equal names")
-    _refuse_straddling(root, samples)
+    _check_straddling(root, samples, on_fault)
     return LabelledData(root, classes, tuple(samples))
 
 
-def _from_manifest(root: Path) -> Iterator[ImageFile]:
+def _from_manifest(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
     inside = root.resolve()
     manifest = root / "manifest.csv"
-    for number, row in enumerate(_manifest_rows(manifest), start=2):
+    for number, row in enumerate(manifest_rows(manifest), start=2):
         if empty := [name for name in COLUMNS if not row[name]]:  # None where the line is short
-            raise UserError(f"{manifest} line {number}: no {', '.join(empty)}: each image needs all four")
-        for path in (root / row["image"], root / row["mask"]):
-            if not path.is_file() or not path.resolve().is_relative_to(inside):
-                raise UserError(f"{manifest} line {number}: no file {path} in the data's folder")
-        yield ImageFile(root / row["image"], root / row["mask"], row["split"], row["group"])
+            on_fault(
+                "manifest", f"{manifest} line {number}: no {', '.join(empty)}: each image needs all four"
+            )
+            continue
+        pair = (root / row["image"], root / row["mask"])
+        missing = [path for path in pair if not path.is_file() or not path.resolve().is_relative_to(inside)]
+        for path in missing:
+            on_fault("missing", f"{manifest} line {number}: no file {path} in the data's folder")
+        if not missing:
+            yield ImageFile(*pair, row["split"], row["group"])
 
 
-def _manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
+def manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
+    """The lines of a manifest by column; UserError where it is no table or lacks one of COLUMNS."""
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:  # with or without Excel's mark
             rows = csv.DictReader(file)
@@ -155,7 +192,7 @@ def _manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
         raise UserError(f"{manifest}: not a CSV file in UTF-8 ({error})") from None
 
 
-def _from_folders(root: Path) -> Iterator[ImageFile]:
+def _from_folders(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
     """Plain folders: a group is the sub-folder of `images/`, else the image itself.
 
     The same sub-folder in two splits is one group that straddles them; the same file name is not.
@@ -167,7 +204,10 @@ def _from_folders(root: Path) -> Iterator[ImageFile]:
             relative = image.relative_to(images)
             mask = part / "masks" / relative.with_suffix(".png")
             if not mask.is_file():
-                raise UserError(f"{image}: no mask {mask}: each image needs one (all 0 where it is clean)")
+                on_fault(
+                    "missing", f"{image}: no mask {mask}: each image needs one (all 0 where it is clean)"
+                )
+                continue
             alone = f"{part.name}/{relative.stem}" if split_folders else relative.stem
             group = str(relative.parent) if len(relative.parts) > 1 else alone
             yield ImageFile(image, mask, part.name if split_folders else _split_of(group), group)
@@ -222,13 +262,18 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _refuse_straddling(root: Path, samples: Iterable[Sample]) -> None:
-    splits: dict[str, str] = {}
+def _check_straddling(root: Path, samples: Iterable[Sample], on_fault: OnFault) -> None:
+    splits: dict[str, list[str]] = {}
     for sample in samples:
-        if splits.setdefault(sample.group, sample.split) != sample.split:
-            raise UserError(
-                f"{root}: group {sample.group!r} is in {splits[sample.group]} and in {sample.split}: "
-                "a scene or coil must be in one split only"
+        found = splits.setdefault(sample.group, [])
+        if sample.split not in found:
+            found.append(sample.split)
+    for group, found in splits.items():
+        if len(found) > 1:
+            on_fault(
+                "straddles",
+                f"{root}: group {group!r} is in {' and in '.join(found)}: "
+                "a scene or coil must be in one split only",
             )
 
 
