@@ -27,16 +27,21 @@ class Plant:
         """Where the roll is, or would be; UserError for an id that could leave the folder."""
         return roll_path(self.rolls, roll_id)
 
-    def roll(self, roll_id: str) -> Roll:
-        """The roll of that id; UserError names the ones there are where it is unknown."""
-        path = self.roll_path(roll_id)
+    def roll(self, roll: str, *, live: bool = False) -> Roll:
+        """The roll of that id, or at that URL; with `live` also one that still grows.
+
+        UserError names the rolls there are where the id is unknown.
+        """
+        if "://" in roll:
+            return open_roll(roll, live=live)
+        path = self.roll_path(roll)
         if not path.is_dir():
             known = (
                 ", ".join(self.roll_ids()[:10])
                 or "none yet: make one with `inspect ingest` or `inspect simulate`"
             )
-            raise UserError(f"no roll {roll_id!r} in {self.rolls}: there are {known}")
-        return open_roll(path)
+            raise UserError(f"no roll {roll!r} in {self.rolls}: there are {known}")
+        return open_roll(path, live=live)
 
     def roll_ids(self) -> list[str]:
         return sorted(path.stem for path in self.rolls.glob("[!.]*.zarr"))

@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,12 +13,14 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import ome_zarr_models
 import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numcodecs import Zstd
 from ome_zarr_models.v05 import Image
 from rollsight.inspect.errors import LOCKED, PARTIAL, USAGE, UserError
 from rollsight.inspect.rolls import (
@@ -41,7 +45,7 @@ def write_roll(folder: Path, pixels, strip=STRIP, **options) -> Roll:
         roll_path(folder, strip.roll_id), strip, pixels.shape[2], pixels.dtype, **options
     ) as writer:
         writer.append(pixels)
-    return open_roll(writer.path)
+    return open_roll(writer.location)
 
 
 def noise(*shape: int, dtype=np.uint8):
@@ -83,7 +87,29 @@ def test_blocks_of_any_height_give_the_same_roll(tmp_path, cuts, dtype):
     assert np.array_equal(roll.read(0, lines), pixels)
     assert roll.levels == 2
     assert np.array_equal(roll.overview(1), quarter(pixels))
-    assert np.array_equal(roll.read_lines("encoder", 0, lines), np.arange(lines))
+    assert np.array_equal(roll.read_lines(0, lines).encoder, np.arange(lines))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("modes", range(1, 9))
+def test_a_roll_has_one_to_eight_modes_of_either_depth_with_a_scale_each(tmp_path, modes, dtype):
+    """Pixels, white, pyramid and line records, mode by mode."""
+    scale = tuple(100.0 + 17 * mode for mode in range(modes))
+    strip = Strip("coil-1", "top", tuple(f"lamp-{mode}" for mode in range(modes)), 0.5, 1.0, scale=scale)
+    pixels = noise(modes, 150, 70, dtype=dtype)
+    roll = write_roll(tmp_path, pixels, strip)
+    assert (roll.modes, roll.dtype, roll.white, roll.strip.lighting) == (modes, dtype, scale, strip.lighting)
+    assert np.array_equal(roll.read(3, 140), pixels[:, 3:140])
+    assert np.array_equal(roll.overview(1), quarter(pixels))
+    white = np.float32(scale)[:, None, None]
+    assert np.array_equal(roll.read_unit(0, 150), np.minimum(pixels.astype(np.float32) / white, 1))
+    assert roll.read_lines(0, 150).valid.all()
+
+
+def test_nine_modes_are_refused(tmp_path):
+    strip = Strip("coil-1", "top", tuple("abcdefghi"), 0.5, 1.0)
+    with pytest.raises(UserError, match="1 to 8 modes"):
+        RollWriter(tmp_path / "coil-1.zarr", strip, 70, np.uint8)
 
 
 def test_a_level_is_the_mean_of_each_4_by_4_pixels():
@@ -141,9 +167,58 @@ def test_line_records_are_kept(tmp_path):
     with RollWriter(tmp_path / "coil-1.zarr", STRIP, 20, np.uint8) as writer:
         writer.append(noise(1, 3, 20), encoder=[5, 9, 13], t_ns=[1, 2, 3], valid=[1, 0, 1])
     roll = open_roll(tmp_path / "coil-1.zarr")
-    assert roll.read_lines("encoder", 0, 3).tolist() == [5, 9, 13]
-    assert roll.read_lines("t_ns", 1, 3).tolist() == [2, 3]
-    assert roll.read_lines("valid", 0, 3).tolist() == [1, 0, 1]
+    encoder, t_ns, valid = roll.read_lines(0, 3)
+    assert (encoder.dtype, t_ns.dtype, valid.dtype) == (np.int64, np.int64, np.bool_)
+    assert (encoder.tolist(), t_ns.tolist()) == ([5, 9, 13], [1, 2, 3])
+    assert valid.tolist() == [True, False, True]
+    assert roll.read_lines(1, 3).t_ns.tolist() == [2, 3]
+
+
+def test_line_records_begin_as_index_zero_and_valid(roll):
+    encoder, t_ns, valid = roll.read_lines(10, 13)
+    assert (encoder.tolist(), t_ns.tolist(), valid.tolist()) == ([10, 11, 12], [0, 0, 0], [True, True, True])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("encoder", [1, 2]),
+        ("encoder", 5),
+        ("encoder", [0.5, 1.0, 1.5]),
+        ("encoder", ["1", "2", "3"]),
+        ("t_ns", np.full(3, 2**63, np.uint64)),
+        ("valid", [0, 1, 2]),
+        ("valid", [0, 1, -1]),
+    ],
+)
+def test_line_records_that_cannot_be_kept_are_refused_before_anything_is_written(tmp_path, name, values):
+    with RollWriter(tmp_path / "coil-1.zarr", STRIP, 20, np.uint8) as writer:
+        with pytest.raises(ValueError, match=name):
+            writer.append(noise(1, 3, 20), **{name: values})
+        assert writer.lines_written == 0
+        writer.append(noise(1, 2, 20))
+    assert open_roll(tmp_path / "coil-1.zarr").read_lines(0, 2).encoder.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["encoder", "t_ns", "valid"])
+@pytest.mark.parametrize("damage", ["gone", "short", "empty", "garbage", "shape", "dtype", "metadata"])
+def test_a_damaged_line_record_is_told_in_one_line(roll, name, damage):
+    folder = roll.path / "lines" / name
+    chunk = folder / "c" / "0"
+    acts = {
+        "gone": chunk.unlink,
+        "short": lambda: chunk.write_bytes(chunk.read_bytes()[:9]),
+        "empty": lambda: chunk.write_bytes(b""),
+        "garbage": lambda: chunk.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(90)),
+        "shape": lambda: change(folder / "zarr.json", lambda metadata: metadata.update(shape=[99])),
+        "dtype": lambda: change(folder / "zarr.json", lambda metadata: metadata.update(data_type="uint16")),
+        "metadata": (folder / "zarr.json").unlink,
+    }
+    acts[damage]()
+    with pytest.raises(UserError, match=f"lines/{name}") as error:
+        open_roll(roll.path).read_lines(0, 100)
+    assert "\n" not in str(error.value)
+    assert open_roll(roll.path).read(0, 100).shape == (1, 100, 70)
 
 
 def test_a_roll_travels_to_a_worker_as_its_path(roll):
@@ -490,3 +565,117 @@ def test_a_roll_opens_in_a_few_milliseconds(tmp_path):
     for _ in range(10):
         open_roll(roll.path)
     assert (time.perf_counter() - start) / 10 < 0.1
+
+
+def shard(frame: bytes, start: int, length: int) -> bytes:
+    """A shard of four chunks that says of its first where it lies, and of the others that there are none."""
+    index = struct.pack("<QQ", start, length) + 3 * struct.pack("<QQ", 2**64 - 1, 2**64 - 1)
+    return frame + index + struct.pack("<I", int.from_bytes(google_crc32c.Checksum(index).digest(), "big"))
+
+
+def bomb(claimed: int) -> bytes:
+    """A zstd frame of 256 MiB of zeros whose header claims another size."""
+    frame = bytearray(Zstd(level=1).encode(np.zeros(2**28, np.uint8)))
+    assert frame[4] >> 5 == 0b100  # the size takes four bytes behind one for the window
+    frame[6:10] = claimed.to_bytes(4, "little")
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("reader", ["zarr", "tensorstore"])
+@pytest.mark.parametrize("attack", ["honest", "lying", "index", "overflow", "unsized"])
+def test_a_shard_that_claims_a_huge_size_is_refused_without_taking_it(roll, monkeypatch, attack, reader):
+    monkeypatch.setenv("ROLLSIGHT_READER", reader)
+    frame = bomb(2**28 if attack == "honest" else 2**20) if attack in ("honest", "lying") else b"x" * 50
+    if attack == "unsized":  # decoders without a size to go by let their buffer grow
+        frame = bytearray(bomb(2**28))
+        frame[4] &= 0b00111111
+        del frame[6:10]
+    start, length = {"index": (0, 2**62), "overflow": (2**63, 2**63)}.get(attack, (0, len(frame)))
+    (roll.path / "0/c/0/0/0").write_bytes(shard(bytes(frame), start, length))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="damaged"):
+        roll.read(0, 100)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_a_shard_larger_than_its_pixels_is_not_read(roll):
+    with (roll.path / "0/c/0/0/0").open("r+b") as file:
+        file.truncate(2**33)  # sparse
+    assert "over the" in refusal(roll.path)
+
+
+def test_metadata_that_is_a_pipe_is_not_waited_for(roll):
+    (roll.path / "0/zarr.json").unlink()
+    os.mkfifo(roll.path / "0/zarr.json")
+    assert "no plain file" in refusal(roll.path)
+
+
+NASTY = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([-1, 0, 1, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf")]),
+    st.integers(),
+    st.text(max_size=20),
+    st.sampled_from(
+        ["", "../../x", "a\nb", "\x00", "x" * 5000, "int64", "uint8", "zstd", "gzip", [], {}, [[]]]
+    ),
+    st.lists(st.integers(-2, 2**40), max_size=4),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)
+
+
+def places(found, at=()) -> list[tuple]:
+    """The way to every value in a JSON document."""
+    entries = (
+        found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+    )
+    return [at] + [way for key, value in entries for way in places(value, (*at, key))]
+
+
+def put(found, way, value):
+    """The document with the value at that place."""
+    if not way:
+        return value
+    target = found
+    for key in way[:-1]:
+        target = target[key]
+    target[way[-1]] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    """A roll with a label, and what its metadata is: file to text."""
+    roll = write_roll(tmp_path_factory.mktemp("fuzz"), noise(1, 100, 70))
+    label = LabelWriter.create(roll.path, "run", ("pit",), lines=100, width=70, shard_lines=64)
+    label.write(0, np.zeros((100, 70), np.uint8))
+    label.close()
+    return roll.path, {path: path.read_text() for path in sorted(roll.path.rglob("zarr.json"))}
+
+
+@settings(max_examples=200, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), reader=st.sampled_from(["zarr", "tensorstore"]))
+def test_whatever_the_metadata_says_there_is_a_roll_or_one_line(fuzzed, monkeypatch, data, reader):
+    """One value anywhere in the metadata of the group, an array, the lines or the label is another."""
+    monkeypatch.setenv("ROLLSIGHT_READER", reader)
+    path, texts = fuzzed
+    file = data.draw(st.sampled_from([*texts]))
+    found = json.loads(texts[file])
+    for _ in range(data.draw(st.integers(1, 2))):
+        way = data.draw(st.sampled_from(places(found)))
+        found = put(found, way, data.draw(NASTY))
+    file.write_text(json.dumps(found))
+    try:
+        roll = open_roll(path)
+        assert roll.read(0, 100).shape == (1, 100, 70)
+        for level in range(1, roll.levels):
+            roll.overview(level)
+        assert roll.read_lines(0, 100).valid.shape == (100,)
+        if "run" in roll.label_names():
+            assert roll.read_label("run", 0, 100).shape == (100, 70)
+            roll.label_classes("run")
+        LabelWriter.open(path, "run")
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    finally:
+        file.write_text(texts[file])
