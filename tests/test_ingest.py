@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.inspect.ingest import ingest_strips, natural_order
+from rollsight.inspect.ingest import ingest, ingest_strips, natural_order
 from rollsight.inspect.rolls import Strip, open_roll
 
 STRIP = Strip("coil-1", "top", ("bright",), mm_per_px_x=0.8, mm_per_line=1.0)
@@ -352,3 +352,56 @@ def test_one_file_is_in_memory_at_a_time(folder, tmp_path):
     peak(1)  # what the first use of zarr imports and caches is not the roll's
     few = peak(2)
     assert peak(8) - few < 4e6 < 6 * 4096 * 512 * 0.4
+
+
+def test_a_folder_per_lighting_mode_makes_a_roll_of_several(folder, destination):
+    for mode, seed in (("dark", 1), ("bright", 2)):
+        (folder / mode).mkdir()
+        for i, lines in enumerate((5000, 70)):
+            Image.fromarray(noise(lines, seed=10 * seed + i)).save(folder / mode / f"{i}.png")
+    (folder / "notes").mkdir()
+    roll = ingest_strips(folder, destination, Strip("coil-1", "top", (), 0.8, 1.0))
+    assert roll.strip.lighting == ("bright", "dark")  # by name where nobody says
+    for axis, seed in enumerate((2, 1)):
+        parts = [noise(5000, seed=10 * seed), noise(70, seed=10 * seed + 1)]
+        assert np.array_equal(roll.read(0, 5070)[axis], np.concatenate(parts))
+    strip = Strip("coil-1", "top", ("dark", "bright"), 0.8, 1.0)
+    turned = ingest_strips(folder, destination, strip, overwrite=True)
+    assert np.array_equal(turned.read(0, 9)[1], noise(5000, seed=20)[:9])
+
+
+@pytest.mark.parametrize(
+    ("dark", "lighting", "named"),
+    [
+        ([40, 40], (), "dark holds 2 images but"),
+        ([41], (), "a.png has 41 lines but"),
+        ([40], ("bright", "oblique"), "lighting names bright, oblique but the folder holds bright, dark"),
+        ([40], ("bright",), "needed a sub-folder per mode"),
+    ],
+)
+def test_modes_that_do_not_fit_are_refused(folder, destination, dark, lighting, named):
+    for mode, sizes in (("bright", [40]), ("dark", dark)):
+        (folder / mode).mkdir()
+        for name, lines in zip("ab", sizes, strict=False):
+            Image.fromarray(noise(lines)).save(folder / mode / f"{name}.png")
+    assert named in refusal(folder, destination, Strip("coil-1", "top", lighting, 0.8, 1.0))
+
+
+def test_gray_bmp_is_kept_bit_for_bit(folder, destination):
+    Image.fromarray(noise(40)).save(folder / "a.bmp")
+    assert np.array_equal(ingest_strips(folder, destination, STRIP).read(0, 40)[0], noise(40))
+
+
+def test_a_roll_can_go_to_an_object_store(folder):
+    Image.fromarray(noise(40)).save(folder / "a.png")
+    roll = ingest(folder, "memory://ingest/coil-1.zarr", STRIP).roll
+    assert np.array_equal(roll.read(0, 40)[0], noise(40))
+    with pytest.raises(UserError, match="exists"):
+        ingest(folder, "memory://ingest/coil-1.zarr", STRIP)
+
+
+def test_a_length_is_for_patch_exports_only(folder, destination):
+    Image.fromarray(noise(40)).save(folder / "a.png")
+    with pytest.raises(UserError, match="length_m is for patch exports only") as error:
+        ingest(folder, destination, STRIP, length_m=3)
+    assert error.value.exit_code == USAGE
