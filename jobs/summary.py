@@ -1,7 +1,7 @@
 """What is said of a whole roll: size, coverage, verdict, counts. From the receipts of its bands alone."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import floor
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rollsight.inspect.defects import Components
 from rollsight.inspect.linescan import CellRow, NotInspected
 from rollsight.inspect.models import Model
 from rollsight.inspect.rolls import Roll
@@ -96,6 +97,26 @@ def strip_edges(rows: list[CellRow], width: int) -> tuple[NDArray[np.int64], NDA
     usual_left, usual_right = int(np.median(left[seen])), int(np.median(right[seen]))
     left = np.where(left > usual_left + CELL, usual_left, left)
     return left, np.where(right < usual_right - CELL, usual_right, right)
+
+
+def from_strip_edge(components: Components, rows: list[CellRow], width: int) -> Components:
+    """The components with their place across counted from the strip's edge where a band saw only the light's.
+
+    A band knows the edge of each row of cells from that row alone; where a lamp failed at the drive side,
+    `strip_edges` knows better. A component in such a row is placed by the edge at its middle line, to within
+    the strip's wander over its length.
+    """
+    left, _ = strip_edges(rows, width)
+    moved = np.array([row.left is not None and row.left != x for row, x in zip(rows, left, strict=True)])
+    before = np.concatenate(([0], np.cumsum(moved)))  # rows moved above row i
+    first, last = components.facts["y0"] // CELL, (components.facts["y1"] - 1) // CELL
+    touched = before[last + 1] > before[first]
+    at = left[(first + last) // 2]
+    facts = components.facts | {
+        name: np.where(touched, components.facts[px] - at, components.facts[name])
+        for name, px in (("strip_x0", "x0"), ("strip_x1", "x1"))
+    }
+    return replace(components, facts=facts)
 
 
 def inspected(

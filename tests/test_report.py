@@ -109,6 +109,16 @@ def table_row(number: int, box: dict[str, int], *, mm: bool = True) -> dict[str,
     }
 
 
+def crowd(count: int) -> list[dict[str, Any]]:
+    """Rows of defects of 5 px x 9 lines all over the roll, of three classes in turn."""
+    rng = np.random.default_rng(0)
+    places = zip(rng.integers(LEFT, 180, count).tolist(), rng.integers(0, 2990, count).tolist(), strict=True)
+    return [
+        table_row(number, {"kind": number % 3, "x0": x, "y0": y, "x1": x + 5, "y1": y + 9})
+        for number, (x, y) in enumerate(places)
+    ]
+
+
 SCHEMA = pa.schema(
     [("defect_id", pa.int64()), ("class", pa.string())]
     + [(name, pa.float64()) for name in ("x_mm", "y_m", "width_mm", "length_mm", "area_mm2")]
@@ -331,20 +341,61 @@ def test_a_roll_without_defects_is_not_called_clean(roll: Roll, tmp_path: Path) 
 
 
 def test_many_defects_go_to_a_canvas_and_the_page_stays_small(roll: Roll, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(20_000):
-        x, y = int(rng.integers(LEFT, 180)), int(rng.integers(0, 2990))
-        rows.append(table_row(number, {"kind": number % 3, "x0": x, "y0": y, "x1": x + 5, "y1": y + 9}))
+    rows = crowd(20_000)
     html = written(make_run(tmp_path, rows=rows), roll)
     page = Elements(html)
 
     assert len(html.encode()) < 3_000_000
     assert len(page.all("canvas")) == 2
-    assert not page.all("use", "mark")
     data = json.loads(html.split('id="marks">')[1].split("</script>")[0])
-    assert len(data["id"]) == len(data["along"]) == 20_000
+    assert data["n"] == 20_000
+    assert {len(base64.b64decode(data[name])) for name in ("kind", "score")} == {20_000}
+    by_size = sorted(rows, key=lambda row: (-row["area_mm2"], row["defect_id"]))
+    along = np.frombuffer(base64.b64decode(data["along"]), "<u4")
+    assert along.tolist() == [row["y0"] for row in by_size]
+    length = np.frombuffer(base64.b64decode(data["length"]), "<u2")
+    assert 2 ** (length / data["logSteps"]) - 1 == pytest.approx(9.0, rel=4e-4)
     assert "60 of 20,000 shown, largest first, at least 3 per class" in page.text
+
+
+def test_on_a_crowded_map_what_has_a_picture_is_a_link_to_it_and_back(roll: Roll, tmp_path: Path) -> None:
+    page = Elements(written(make_run(tmp_path, rows=crowd(2001)), roll))
+    tiles = {str(a["id"])[1:] for a in page.all("li", "tile")}
+
+    assert len(tiles) == 60
+    assert {str(a["id"])[1:] for _, a in page.tags if str(a.get("id", "")).startswith("m")} - {
+        "arks"
+    } == tiles
+    assert {a["href"] for a in page.all("a")} >= {f"#{side}{number}" for side in "dm" for number in tiles}
+    assert {a["data-kind"] for a in page.all("button")} == {"0", "1", "2"}  # classes are shown and hidden
+
+
+def test_on_a_crowded_page_the_density_comes_first_and_counts_all(roll: Roll, tmp_path: Path) -> None:
+    """90 mm x 3 m: cells of 0.1 m x 7.5 mm."""
+    text = Elements(written(make_run(tmp_path, rows=crowd(3000)), roll)).text
+
+    counted = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) defects, [\d.,]+ per m² y", text)]
+    assert sum(counted) == 3000
+    assert text.index("Density") < text.index("Counts along the length") < text.index("Stretched")
+    first = re.search(r"(\d+) defects, ([\d,]+) per m² y 0 to 0.1 m, x 0 to 8 mm", text)
+    assert first is not None
+    assert float(first[2].replace(",", "")) == pytest.approx(int(first[1]) / (0.1 * 0.0075), rel=0.01)
+
+
+def test_a_page_with_few_defects_has_no_density_map(html: str) -> None:
+    assert "Density" not in Elements(html).text
+
+
+def test_with_three_lighting_modes_the_gallery_holds_fewer_defects(tmp_path: Path) -> None:
+    """120 pictures in all, whatever the modes; those of a defect stand side by side."""
+    roll = make_roll(tmp_path, lighting=("bright", "dark", "low", "back"))
+    html = written(make_run(tmp_path, rows=crowd(100), lighting=["bright", "dark", "low", "back"]), roll)
+    page = Elements(html)
+
+    assert len(page.all("li", "tile")) == 40
+    assert len(page.all("img")) == 120
+    assert "Lighting modes side by side, the first 3 of 4." in page.text
+    assert "--modes:3" in html
 
 
 def test_the_gallery_holds_the_largest_and_some_of_each_class() -> None:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from rollsight.inspect.defects import band_components
 from rollsight.inspect.linescan import CellRow, NotInspected
-from rollsight.jobs.summary import MAX_LISTED, inspected, joined, strip_edges
+from rollsight.jobs.summary import MAX_LISTED, from_strip_edge, inspected, joined, strip_edges
 
 
 def rows(*edges: tuple[int | None, int | None]) -> list[CellRow]:
@@ -22,6 +23,37 @@ def test_a_lamp_that_fails_at_the_strip_edge_is_not_a_narrower_strip() -> None:
     coverage, parts = coverage_of(rows(*edges))
     assert coverage == pytest.approx(0.95)
     assert parts == [NotInspected(100, 256, 500, 320, "dark")]
+
+
+def test_a_defect_beside_a_failed_lamp_is_placed_from_the_edge_of_the_strip() -> None:
+    """The band saw light from 500 px on and counted from there; the strip begins at 100 px."""
+    edges = [(100, 900)] * 10
+    edges[4] = (500, 900)
+    mask = np.zeros((640, 1000), np.uint8)
+    mask[40:50, 300:310] = mask[270:280, 600:620] = mask[300:340, 700:706] = 1
+    left = np.repeat([edge[0] for edge in edges], 64)
+    components = band_components(mask, np.ones(mask.shape, np.float32), left, 0)
+    assert components.facts["strip_x0"].tolist() == [200, 100, 200]
+
+    facts = from_strip_edge(components, rows(*edges), 1000).facts
+
+    assert facts["strip_x0"].tolist() == [200, 500, 600]
+    assert facts["strip_x1"].tolist() == [210, 520, 606]
+    assert {name: facts[name].tolist() for name in ("x0", "y0", "area_px")} == {
+        name: components.facts[name].tolist() for name in ("x0", "y0", "area_px")
+    }
+
+
+def test_where_no_lamp_failed_the_places_are_those_of_the_bands() -> None:
+    mask = np.zeros((128, 1000), np.uint8)
+    mask[60:70, 300:310] = 1
+    components = band_components(
+        mask, np.ones(mask.shape, np.float32), np.repeat([100, 104], 64).astype(np.int64), 0
+    )
+    moved = from_strip_edge(components, rows((100, 900), (104, 904)), 1000)
+    assert moved.facts["strip_x0"].tolist() == components.facts["strip_x0"].tolist() == [196]
+    empty = band_components(mask * 0, np.ones(mask.shape, np.float32), np.zeros(128, np.int64), 0)
+    assert len(from_strip_edge(empty, rows((None, None), (None, None)), 1000)) == 0
 
 
 def test_a_strip_that_wanders_by_less_than_a_cell_is_inspected_whole() -> None:

@@ -18,6 +18,7 @@ ReadMask = Callable[
 Bools = NDArray[np.bool_]
 
 CROPS = 60  # in the gallery
+PICTURES = 120  # in the gallery: with more lighting modes fewer crops, so that the page stays under 8 MB
 PER_CLASS = 3  # at least, of each class that was found
 TILE = (300, 200)  # px: along, across
 CONTEXT = 1.6  # of the defect's size is shown
@@ -26,8 +27,8 @@ THIN_PX = 2.5  # a defect that would be thinner in the crop is shown with its lo
 BLOCK_LINES = 1024  # read at once
 MIN_CONTRAST = 0.12  # of white: what at least spans black to white, so that noise on clean steel stays quiet
 JPEG_QUALITY = 78
-MODES = 3  # lighting modes shown of a defect: the page stays under 8 MB
-MAX_PATH = 8_000  # characters of an outline; a longer one is made coarser
+MODES = 3  # lighting modes shown of a defect, side by side
+MAX_PATH = 5_000  # characters of an outline; a longer one is made coarser
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +53,21 @@ class Crop:
     ratio: float  # how many times more the shrunk side is shrunk
 
 
-def pick(defects: Defects) -> NDArray[np.int64]:
+def pick(defects: Defects, modes: int = 1) -> NDArray[np.int64]:
     """Rows of `defects` (largest first) for the gallery: the largest, with at least PER_CLASS per class."""
+    count = min(CROPS, PICTURES // min(modes, MODES))
     kinds = np.unique(defects.kind)
     quota = per_class(len(kinds))
     must = [row for kind in kinds for row in np.flatnonzero(defects.kind == kind)[:quota]]
     rest = np.setdiff1d(np.arange(len(defects)), must)
     return np.sort(
-        np.concatenate((np.array(must, np.int64), rest[: max(0, CROPS - len(must))])).astype(np.int64)
+        np.concatenate((np.array(must, np.int64), rest[: max(0, count - len(must))])).astype(np.int64)
     )
 
 
 def per_class(kinds: int) -> int:
     """How many of each class the gallery holds at least: fewer only where classes are very many."""
-    return min(PER_CLASS, max(1, CROPS // max(kinds, 1)))
+    return min(PER_CLASS, max(1, PICTURES // MODES // max(kinds, 1)))
 
 
 def crop(roll: Roll, read_mask: ReadMask, frame: Frame, box: NDArray[np.int64], kind: int) -> Crop:

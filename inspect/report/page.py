@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from rollsight.inspect.report.strip_map import Defects, Frame, Plot, Sizes
 from rollsight.inspect.rolls import Roll
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision. Yellow last: faint on paper.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+# Then four of Tol's "muted" scheme (2021, SRON/EPS/TN/09-002), for catalogues of more than eight classes.
+COLOURS = (
+    *("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#F0E442"),
+    *("#882255", "#999933", "#332288", "#AAAAAA"),
+)
+# From few to many; ColorBrewer "Blues" (Harrower & Brewer 2003), dark last, so it prints.
+SHADES = ("#DEEBF7", "#C6DBEF", "#9ECAE1", "#6BAED6", "#3182BD", "#08519C")
 # A shape per class as well, for black-and-white print; unit radius, SVG path.
 SHAPES = (
     "M-1 0A1 1 0 1 0 1 0A1 1 0 1 0 -1 0Z",
@@ -36,7 +43,8 @@ SHAPES = (
     "M-1.1 -1H1.1L-1.1 1H1.1Z",
 )
 MAX_SVG_MARKS = 2000  # above, marks are drawn on a canvas from data: a browser is slow with more elements
-MAX_MARKS = 40_000  # drawn at all, largest first; keeps the page under 8 MB
+MAX_MARKS = 200_000  # drawn at all, largest first, at 18.7 bytes each: keeps the page under 8 MB
+LOG_STEPS = 2048  # of a doubling: sizes are kept to 0.03 % in 16 bits
 MAX_PARTS = 30  # rows of the not-inspected table
 OVERVIEW_PX = (1400, 320)  # of the picture behind the stretched map: along, across
 OVERVIEW_BYTES = 110_000  # of its JPEG: 150 kB as a data URI
@@ -138,6 +146,11 @@ def measure(value: float | None) -> str:
     return number(value, 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2)
 
 
+def _size(value: float | None, *, mm: bool) -> str:
+    """A size of a defect: about three digits in mm or mm2, whole px."""
+    return measure(value) if mm else number(value)
+
+
 def _down(share: float) -> str:
     """A share as per cent, rounded down, so that 99.996 never reads as 100."""
     return f"{math.floor(share * 10000 + 1e-9) / 100:.2f}"
@@ -153,13 +166,16 @@ def _content(
 ) -> dict[str, Any]:
     """All that the template shows."""
     mm = summary["units"] == "mm"
-    sizes = strip_map.sizes_of(defects)
-    chosen = crops.pick(defects)
+    crowded = len(defects) > MAX_SVG_MARKS
+    sizes = strip_map.sizes_of(defects, crowded=crowded)
+    chosen = crops.pick(defects, roll.modes)
     shown = {int(row) for row in chosen}
     parts = _parts(summary, frame)
     drawn = defects.take(slice(MAX_MARKS))
     main, rows = strip_map.stretched(frame), strip_map.to_scale(frame)
-    on_canvas = len(defects) > MAX_SVG_MARKS
+    # On a crowded map only what has a picture is an element of the page, at its full size and on top.
+    linked = [int(row) for row in chosen] if crowded else list(range(len(defects)))
+    marks = partial(_drawing, defects=defects, sizes=strip_map.sizes_of(defects), rows=linked, parts=parts)
     profile = strip_map.profile(frame, defects, len(summary["classes"]))
     return {
         "s": summary,
@@ -167,37 +183,42 @@ def _content(
         "mm": mm,
         "unit": "mm" if mm else "px",
         "area_unit": "mm²" if mm else "px",
+        "strip_px": float(np.median(frame.right_px - frame.left_px)),
         "coverage": _down(float(summary["coverage"])),
         "date": _date(str(summary["created_at"])),
         "classes": _classes(summary["classes"]),
-        "titles": [] if on_canvas else _titles(defects, summary["classes"], mm=mm),
+        "titles": {row: _title(defects, row, summary["classes"], mm=mm) for row in linked},
         "ids": defects.ids.tolist(),
         "kinds": defects.kind.tolist(),
         "shown": shown,
-        "on_canvas": on_canvas,
+        "crowded": crowded,
         "drawn": len(drawn),
-        "stretched": _drawing(main, drawn, sizes, parts, svg_marks=not on_canvas),
-        "to_scale": [_drawing(row, drawn, sizes, parts, svg_marks=not on_canvas) for row in rows],
+        "stretched": marks(main),
+        "to_scale": [marks(row) for row in rows],
+        "label_every": math.ceil(strip_map.LABEL_PX / rows[0].height_px),
         "row_width_px": rows[0].width_px if rows[0].width_px < strip_map.PLOT_PX else None,
         "row_span": rows[0].span / 1000 if mm else rows[0].span,
         "stretched_px": strip_map.STRETCHED_PX,
         "exaggeration": strip_map.STRETCHED_PX / main.across_span / (strip_map.PLOT_PX / main.span),
-        "marks_data": _marks_data(drawn, sizes, summary["classes"], shown, mm=mm) if on_canvas else None,
+        "marks_data": _marks_data(drawn, sizes, summary["classes"], mm=mm) if crowded else None,
+        "density": _density(frame, defects, summary["classes"], main, mm=mm) if crowded else None,
         "overview": _overview(roll, frame, main),
         "along_ticks": _along_ticks(main, mm=mm, count=12),
         "across_ticks": _across_ticks(main, 5),
-        "legend_sizes": _legend_sizes(sizes),
+        "legend_sizes": _legend_sizes(sizes) if len(defects) else [],
         "profile": _profile(profile, frame, mm=mm),
         "rows": _class_rows(summary, defects, frame),
         "gallery": [_tile(defects, row, summary["classes"], roll, read_mask, frame, mm=mm) for row in chosen],
         "per_class": crops.per_class(len(np.unique(defects.kind))),
         "tile": crops.TILE,
         "modes": roll.modes,
+        "side_by_side": min(roll.modes, crops.MODES),
         "parts": parts,
         "part_rows": _part_rows(summary, parts, mm=mm),
         "max_parts": MAX_PARTS,
         "downloads": DOWNLOADS,
         "shapes": SHAPES,
+        "shades": SHADES,
     }
 
 
@@ -226,37 +247,37 @@ def _classes(names: Sequence[str]) -> list[dict[str, Any]]:
 def _where(defects: Defects, row: int, *, mm: bool) -> dict[str, str]:
     """Position, size, area and score of a defect in words."""
     along, across = float(defects.along[row]), float(defects.across[row])
+    length, width, area = (
+        _size(float(values[row]), mm=mm) for values in (defects.length, defects.width, defects.area)
+    )
     unit = "mm" if mm else "px"
     y = f"{number(along / 1000, 3)} m" if mm else f"{number(along)} px"
     return {
         "position": f"y {y} · x {number(across)} {unit}",
-        "size": f"{measure(float(defects.length[row]))} × {measure(float(defects.width[row]))} {unit}",
-        "area": f"{measure(float(defects.area[row]))} {unit}{'²' if mm else ''}",
+        "size": f"{length} × {width} {unit}",
+        "area": f"{area} {unit}{'²' if mm else ''}",
         "score": number(float(defects.score[row]), 2),
     }
 
 
-def _titles(defects: Defects, classes: Sequence[str], *, mm: bool) -> list[str]:
+def _title(defects: Defects, row: int, classes: Sequence[str], *, mm: bool) -> str:
     """What a mark says under the pointer."""
-    titles = []
-    for row in range(len(defects)):
-        where = _where(defects, row, mm=mm)
-        titles.append(
-            f"{classes[defects.kind[row]]} #{defects.ids[row]}\n{where['position']}\n"
-            f"{where['size']} (along × across), {where['area']}\nscore {where['score']}"
-        )
-    return titles
+    where = _where(defects, row, mm=mm)
+    return (
+        f"{classes[defects.kind[row]]} #{defects.ids[row]}\n{where['position']}\n"
+        f"{where['size']} (along × across), {where['area']}\nscore {where['score']}"
+    )
 
 
 def _drawing(
     plot: Plot,
+    *,
     defects: Defects,
     sizes: Sizes,
+    rows: Sequence[int],
     parts: Sequence[tuple[float, float, float, float]],
-    *,
-    svg_marks: bool,
 ) -> dict[str, Any]:
-    """One drawing of the strip, in per cent of its box."""
+    """One drawing of the strip, in per cent of its box, with marks for these rows of the defects."""
     mm_to_m = 1000
     return {
         "plot": plot,
@@ -265,34 +286,83 @@ def _drawing(
         "operator": plot.y(plot.frame.width),
         "edge": plot.edge(),
         "parts": plot.rects(parts),
-        "marks": plot.marks(defects, sizes) if svg_marks else [],
+        "marks": plot.marks(defects, sizes, rows),
         "aspect": plot.span / plot.across_span,
         "from_m": plot.start / mm_to_m,
         "to_m": plot.end / mm_to_m,
     }
 
 
-def _marks_data(
-    defects: Defects, sizes: Sizes, classes: Sequence[str], shown: set[int], *, mm: bool
-) -> dict[str, Any]:
-    """The marks as columns for the canvas, in mm or px, rounded to what can be told apart."""
-    digits = 1 if mm else 0
+def _marks_data(defects: Defects, sizes: Sizes, classes: Sequence[str], *, mm: bool) -> dict[str, Any]:
+    """The marks as columns for the canvas: little-endian numbers in base64, as exact as can be told apart.
+
+    along, mm or px, uint32; across, a tenth of a mm or px, uint16; length, width and area, mm and mm2 or px,
+    as uint16 of LOG_STEPS * log2(1 + value); score, per cent, uint8; kind, uint8.
+    """
+    tenth = 10 if mm else 1
+
+    def packed(values: NDArray[Any], dtype: str) -> str:
+        limit = np.iinfo(dtype).max
+        return base64.b64encode(np.clip(np.round(values), 0, limit).astype(dtype).tobytes()).decode("ascii")
+
     return {
         "mm": mm,
+        "n": len(defects),
+        "tenth": tenth,
+        "logSteps": LOG_STEPS,
         "largest": sizes.largest,
         "radius": [sizes.small, sizes.large],
         "classes": list(classes),
         "colours": [entry["colour"] for entry in _classes(classes)],
         "shapes": [SHAPES[entry["shape"]] for entry in _classes(classes)],
-        "id": defects.ids.tolist(),
-        "kind": defects.kind.tolist(),
-        "along": np.round(defects.along).astype(np.int64).tolist(),
-        "across": np.round(defects.across, digits).tolist(),
-        "length": np.round(defects.length, digits).tolist(),
-        "width": np.round(defects.width, digits).tolist(),
-        "area": np.round(defects.area, digits).tolist(),
-        "score": np.round(defects.score, 2).tolist(),
-        "crops": sorted(shown),
+        "kind": packed(defects.kind, "u1"),
+        "along": packed(defects.along, "<u4"),
+        "across": packed(defects.across * tenth, "<u2"),
+        "length": packed(np.log2(1 + defects.length) * LOG_STEPS, "<u2"),
+        "width": packed(np.log2(1 + defects.width) * LOG_STEPS, "<u2"),
+        "area": packed(np.log2(1 + defects.area) * LOG_STEPS, "<u2"),
+        "score": packed(defects.score * 100, "u1"),
+    }
+
+
+def _density(
+    frame: Frame, defects: Defects, classes: Sequence[str], plot: Plot, *, mm: bool
+) -> dict[str, Any]:
+    """The density map: cells in per cent of the drawing, each with a shade and its figures, and a legend."""
+    counts = strip_map.density(frame, defects, len(classes))
+    size = strip_map.nice(frame.length / strip_map.MAX_BINS)
+    starts = np.arange(len(counts)) * size
+    ends = np.minimum(starts + size, frame.length)
+    across = np.linspace(0, frame.width, strip_map.DENSITY_ROWS + 1)
+    unit_area = 1e6  # mm2 of a m2, px of a Mpx
+    per_area = counts.sum(axis=2) / ((ends - starts)[:, None] * np.diff(across)[None, :]) * unit_area
+    top = strip_map.nice(float(per_area.max()))
+    bounds = [top / 2**k for k in reversed(range(len(SHADES)))]
+    unit, area_unit, scale = ("mm", "m²", 1000.0) if mm else ("px", "Mpx", 1.0)
+    cells = []
+    for i, j in np.argwhere(per_area > 0).tolist():
+        held = counts[i, j].tolist()
+        most = sorted((kind for kind, count in enumerate(held) if count), key=lambda kind: -held[kind])
+        words = (
+            f"{number(sum(held))} defects, {measure(float(per_area[i, j]))} per {area_unit}",
+            f"y {_axis_number(starts[i] / scale)} to {_axis_number(ends[i] / scale)} {'m' if mm else 'px'},"
+            f" x {number(across[j])} to {number(across[j + 1])} {unit}",
+            *(f"{number(held[kind])} × {classes[kind]}" for kind in most),
+        )
+        cells.append(
+            {
+                "x": plot.x(float(starts[i])),
+                "w": plot.x(float(ends[i])) - plot.x(float(starts[i])),
+                "y": plot.y(float(across[j])),
+                "h": plot.y(float(across[j + 1])) - plot.y(float(across[j])),
+                "shade": min(int(np.searchsorted(bounds, per_area[i, j])), len(SHADES) - 1),
+                "title": "\n".join(words),
+            }
+        )
+    return {
+        "cells": cells,
+        "area_unit": area_unit,
+        "legend": [{"shade": k, "text": measure(bound)} for k, bound in enumerate(bounds)],
     }
 
 
@@ -395,7 +465,8 @@ def _profile(profile: strip_map.Profile, frame: Frame, *, mm: bool) -> dict[str,
 
 def _class_rows(summary: dict[str, Any], defects: Defects, frame: Frame) -> list[dict[str, Any]]:
     """The per-class table with a total; rates are per inspected length: what was not seen is not clean."""
-    per = 100_000.0 if summary["units"] == "mm" else 10_000.0  # 100 m, or 10,000 px
+    mm = summary["units"] == "mm"
+    per = 100_000.0 if mm else 10_000.0  # 100 m, or 10,000 px
     inspected = frame.length * float(summary["coverage"])
     rows = []
     for kind in (*range(len(summary["classes"])), None):
@@ -406,8 +477,8 @@ def _class_rows(summary: dict[str, Any], defects: Defects, frame: Frame) -> list
                 "kind": kind,
                 "count": count,
                 "rate": count / inspected * per if inspected > 0 else None,
-                "longest": float(defects.length[mine].max()) if count else None,
-                "area": float(defects.area[mine].sum()),
+                "longest": _size(float(defects.length[mine].max()) if count else None, mm=mm),
+                "area": _size(float(defects.area[mine].sum()) if count else None, mm=mm),
                 "score": float(defects.score[mine].max()) if count else None,
             }
         )

@@ -6,7 +6,7 @@ removed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ MARK_PX = (2.6, 10.0)  # css px: radius of the smallest and the largest mark
 CROWD = 2000  # with more defects than this all marks shrink, to no less than CROWDED of their size
 CROWDED = 0.45
 TO_SCALE_MARK = 0.55  # the same marks on the small map
-MAX_BINS = 50  # bars of the length profile
+MAX_BINS = 50  # bars of the length profile, and columns of the density map
+DENSITY_ROWS = 12  # of the density map, across the strip
+LABEL_PX = 14  # css px that the label of a row of the folded map needs
 MAX_RECTS = 1000  # not-inspected parts per drawing, largest first
 
 
@@ -181,10 +183,13 @@ class Sizes:
         return self.largest * (self.small / self.large) ** 2
 
 
-def sizes_of(defects: Defects) -> Sizes:
-    """The largest radius is for the 98th percentile of the areas: one giant does not shrink the rest."""
+def sizes_of(defects: Defects, *, crowded: bool = False) -> Sizes:
+    """The largest radius is for the 98th percentile of the areas: one giant does not shrink the rest.
+
+    crowded: smaller, the more defects there are.
+    """
     largest = nice(max(float(np.percentile(defects.area, 98)), 1.0)) if len(defects) else 1.0
-    shrink = max(CROWDED, min(1.0, math.sqrt(CROWD / max(len(defects), 1))))
+    shrink = max(CROWDED, min(1.0, math.sqrt(CROWD / max(len(defects), 1)))) if crowded else 1.0
     return Sizes(largest, MARK_PX[0] * shrink, MARK_PX[1] * shrink)
 
 
@@ -239,10 +244,10 @@ class Plot:
             for a0, c0, a1, c1 in inside[:MAX_RECTS]
         ]
 
-    def marks(self, defects: Defects, sizes: Sizes) -> list[dict[str, Any]]:
-        """What to draw of each defect in this drawing, in per cent, in their order: small ones end on top."""
+    def marks(self, defects: Defects, sizes: Sizes, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """What to draw of these rows of `defects` in this drawing, in per cent, in their order."""
         drawn = []
-        for i in range(len(defects)):
+        for i in rows:
             along, length = float(defects.along[i]), float(defects.length[i])
             across, width = float(defects.across[i]), float(defects.width[i])
             if along + length <= self.start or along >= self.start + self.span:
@@ -312,9 +317,30 @@ class Profile:
 
 def profile(frame: Frame, defects: Defects, classes: int) -> Profile:
     """Defects per bin of a round length and class. A defect counts where it begins."""
-    size = nice(frame.length / MAX_BINS)
-    bins = math.ceil(frame.length / size * (1 - 1e-9))
-    counts = np.zeros((bins, classes), np.int64)
-    at = np.clip((defects.along / size).astype(np.int64), 0, bins - 1)
+    size, at = _bins(frame, defects)
+    counts = np.zeros((_bin_count(frame, size), classes), np.int64)
     np.add.at(counts, (at, defects.kind), 1)
     return Profile(size, counts)
+
+
+def density(frame: Frame, defects: Defects, classes: int) -> NDArray[np.int64]:
+    """Defects per bin of the profile, row across the strip and class: (bins, DENSITY_ROWS, K).
+
+    A defect counts where it begins along the strip and where its middle lies across.
+    """
+    size, at = _bins(frame, defects)
+    counts = np.zeros((_bin_count(frame, size), DENSITY_ROWS, classes), np.int64)
+    middle = (defects.across + defects.width / 2) / frame.width * DENSITY_ROWS
+    row = np.clip(middle.astype(np.int64), 0, DENSITY_ROWS - 1)
+    np.add.at(counts, (at, row, defects.kind), 1)
+    return counts
+
+
+def _bins(frame: Frame, defects: Defects) -> tuple[float, NDArray[np.int64]]:
+    """The round length of a bin, and the bin that each defect begins in."""
+    size = nice(frame.length / MAX_BINS)
+    return size, np.clip((defects.along / size).astype(np.int64), 0, _bin_count(frame, size) - 1)
+
+
+def _bin_count(frame: Frame, size: float) -> int:
+    return math.ceil(frame.length / size * (1 - 1e-9))
