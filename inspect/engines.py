@@ -1,14 +1,29 @@
-"""The same model on ONNX Runtime (the default on a CPU) and on torch (the oracle and the fallback)."""
+"""The same model on ONNX Runtime (the default on a CPU) and on torch (the oracle, and the one on a GPU).
 
-from collections.abc import Callable
+No GPU was at hand when this was written: what a CUDA device does here was never run. Which device is taken,
+the batches and the refusals were tested on a CPU.
+"""
+
+import ctypes
+import platform
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.models import Model
 
 # Gray windows (M, H, W) float32 in [0, 1], H and W multiples of the cell -> logits (K + 1, H, W) float32.
 Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+BATCH_PX = 2**23  # per call on a GPU: two windows over the full width of 2560 px, 2 GB at 258 B/px (torch)
 
 
 def onnx_engine(model: Model, threads: int = 1) -> Engine:
@@ -53,19 +68,128 @@ def torch_engine(model: Model, threads: int = 1) -> Engine:
     return run
 
 
+class BatchEngine:
+    """The net in torch, windows in batches: for a GPU, where it runs channels-last under fp16 autocast.
+
+    While a batch is computed the next one is read into pinned memory, so at most two are held. One lock
+    per process lets one batch at a time onto the device, whose memory is then that of one batch; several
+    bands may still read at once. The last batch is filled up with copies: one shape of input, so that the
+    same kernels run whatever the band. On device "cpu" it computes in fp32, which is how it is tested.
+    """
+
+    def __init__(self, model: Model, device: str, batch_px: int = BATCH_PX) -> None:
+        import torch
+
+        self.device = torch.device(device)
+        self.batch_px = batch_px
+        self._on_gpu = self.device.type == "cuda"
+        self._net = model.net().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._on_gpu:  # the same bits at each run; TF32 has 10 bits of mantissa
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        [logits] = self.stream([window])
+        return logits
+
+    def stream(self, windows: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """The logits of each window, in order; all windows have one shape."""
+        source, begun = iter(windows), None
+        for first in source:
+            size = max(1, self.batch_px // (first.shape[1] * first.shape[2]))
+            following = self._begin([first, *islice(source, size - 1)], size)
+            if begun is not None:
+                yield from self._finish(*begun)
+            begun = following
+        if begun is not None:
+            yield from self._finish(*begun)
+
+    def _begin(self, windows: list[NDArray[np.float32]], size: int) -> tuple[int, Any, Any]:
+        """Put a batch on the device; its number of windows, its logits to be, and the event of their end."""
+        import torch
+
+        x = torch.empty((size, *windows[0].shape), pin_memory=self._on_gpu)
+        for i in range(size):
+            x[i] = torch.from_numpy(windows[min(i, len(windows) - 1)])
+        half = torch.autocast(self.device.type, torch.float16, enabled=self._on_gpu)
+        with _device_lock, torch.inference_mode(), half:
+            y = self._net(
+                x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            ).float()
+            logits = torch.empty(y.shape, pin_memory=self._on_gpu)
+            logits.copy_(y, non_blocking=True)
+            done = None
+            if self._on_gpu:
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                done.record(torch.cuda.current_stream(self.device))
+        return len(windows), logits, done
+
+    def _finish(self, count: int, logits: Any, done: Any) -> Iterator[NDArray[np.float32]]:
+        if done is not None:
+            done.synchronize()
+        yield from logits[:count].numpy()
+
+
+_device_lock = threading.Lock()
 ENGINES = {"onnx": onnx_engine, "torch": torch_engine}
 
 
-def open_engine(model: Model, name: str = "auto", threads: int = 1) -> tuple[str, Engine]:
-    """The engine by name and what it is; `auto` takes ONNX Runtime, and torch where that is missing."""
-    if name == "auto":
-        try:
-            return "onnx", onnx_engine(model, threads)
-        except ImportError:
-            return "torch", torch_engine(model, threads)
-    if name not in ENGINES:
+def streamed(engine: Engine, windows: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """The logits of each window, in order: one by one on a CPU, in batches on a GPU."""
+    return engine.stream(windows) if isinstance(engine, BatchEngine) else map(engine, windows)
+
+
+def choose(name: str = "auto", device: str = "auto") -> tuple[str, str]:
+    """The engine and the device ("cpu", "cuda:0", ...) that run a model here.
+
+    `auto` takes a CUDA device where torch sees one, else ONNX Runtime on the CPU, and torch where that is
+    missing. Raises UserError for an engine or device that there is not.
+    """
+    if name != "auto" and name not in ENGINES:
         raise UserError(f"no engine {name!r}: there are auto, {', '.join(ENGINES)}", CONFIG)
+    asked = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", device)
+    if asked is None:
+        raise UserError(f"no device {device!r}: it is auto, cpu, cuda or cuda:N", USAGE)
+    if device.startswith("cuda"):
+        if name == "onnx":
+            raise UserError("ONNX Runtime runs on the CPU here: for a GPU take --engine torch", USAGE)
+        count, index = cuda_devices(), int(asked[1] or 0)
+        if index >= count:
+            raise UserError(
+                f"no device cuda:{index}: torch sees {count} CUDA devices here; "
+                "take --device cpu, or install a CUDA build of torch and a driver",
+                CONFIG,
+            )
+        return "torch", f"cuda:{index}"
+    if device == "auto" and name != "onnx" and cuda_devices():
+        return "torch", "cuda:0"
+    if name == "auto":
+        name = "onnx" if find_spec("onnxruntime") else "torch"
+    return name, "cpu"
+
+
+def open_engine(
+    model: Model, name: str = "auto", threads: int = 1, device: str = "cpu"
+) -> tuple[str, Engine]:
+    """The engine by name on that device, and what it is: see `choose`."""
+    name, device = choose(name, device)
+    if device.startswith("cuda"):
+        return name, BatchEngine(model, device)
     return name, ENGINES[name](model, threads)
+
+
+@cache
+def cuda_devices() -> int:
+    """How many CUDA devices torch sees. Torch takes a second to import: only a driver makes us ask it."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def engine_version(name: str) -> str:
@@ -74,3 +198,23 @@ def engine_version(name: str) -> str:
 
     package = {"onnx": "onnxruntime", "torch": "torch"}[name]
     return f"{package} {version(package)}"
+
+
+def precision(device: str) -> str:
+    """What the net computes in, for the plan."""
+    return "fp16" if device.startswith("cuda") else "fp32"
+
+
+def isa(device: str = "cpu") -> str:
+    """What decides how an engine rounds: machine and widest vector instructions, or the kind of GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
+    flags = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    widest = next((name for name in ("amx_bf16", "avx512f", "avx2") if name in flags.split()), "baseline")
+    return f"{platform.machine()} {widest}"

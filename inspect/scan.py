@@ -4,8 +4,9 @@ import hashlib
 import json
 import platform
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.defects import Components, band_components
-from rollsight.inspect.engines import Engine, engine_version
+from rollsight.inspect.engines import Engine, choose, engine_version, isa, precision, streamed
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.linescan import CellRow, NotInspected, read_row
 from rollsight.inspect.models import Model
@@ -24,7 +25,48 @@ CORE_LINES = 1024  # per window; the bands are multiples of it
 FULL_WIDTH_PX = 2560  # up to this width one core spans the roll, which needs no halo across
 WIDE_CORE_PX = 2048  # above it
 A_MIN_PX = 3  # smaller components are fringes of others, not defects: they stay in the mask, not in the table
-BAND_LINES = 2048  # default: one receipt and one shard of the mask
+BAND_SIZES = (4096, 2048, 1024)  # lines: one receipt and one shard of the mask each
+CPU_BAND_LINES = 2048  # the largest taken by itself on a CPU; on a GPU a band of 4096 is short work
+# Bytes at the peak of one window, per px of it, with one lighting mode; each further mode adds MODE_BYTES.
+# Default model, 8 planes of logits, 1536 x 1280 and 1536 x 2560 px: 192 and 319 B/px, 58 more for a mode.
+WINDOW_BYTES = {"onnx": 200, "torch": 330}
+MODE_BYTES = 60
+BAND_BYTES = 16  # per px of a band: mask, score, components' ids and their scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What of a process decides the result of a scan: all that share a run must agree in it."""
+
+    code: str  # this package's
+    python: str
+    engine: str
+    engine_version: str
+    device: str  # "cpu" | "cuda": which of several decides nothing
+    precision: str  # "fp32" | "fp16"
+    isa: str
+
+    def differences(self, needed: "Facts") -> str:
+        """What is not as needed, with both values; empty where all is."""
+        return ", ".join(
+            f"{field.name} is {getattr(self, field.name)}, needed {getattr(needed, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(needed, field.name)
+        )
+
+
+def facts_here(engine: str = "auto", device: str = "cpu") -> Facts:
+    """The facts of this process with the engine and device that it would choose; UserError: see `choose`."""
+    engine, device = choose(engine, device)
+    return Facts(
+        code_version(),
+        ".".join(platform.python_version_tuple()[:2]),
+        engine,
+        engine_version(engine),
+        device.partition(":")[0],
+        precision(device),
+        isa(device),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +90,8 @@ class Plan:
     thresholds: tuple[float, ...]
     engine: str
     engine_version: str
+    device: str
+    precision: str
     threads: int
     isa: str
     code: str
@@ -64,13 +108,13 @@ class Plan:
 def plan_scan(
     roll: Roll,
     model: Model,
-    engine: str,
+    facts: Facts,
     *,
     core_lines: int = CORE_LINES,
     core_px: int | None = None,
     halo: int | None = None,
 ) -> Plan:
-    """The plan of scanning `roll` with `model` on `engine`.
+    """The plan of scanning `roll` with `model` on processes that are as `facts` says.
 
     core_lines, core_px and halo default to what suits the roll's width and the model. Raises ValueError
     where one is off the cell grid or the halo is less than the model's.
@@ -98,11 +142,13 @@ def plan_scan(
         model.hash,
         model.card.classes,
         model.thresholds,
-        engine,
-        engine_version(engine),
+        facts.engine,
+        facts.engine_version,
+        facts.device,
+        facts.precision,
         1,
-        _isa(),
-        code_version(),
+        facts.isa,
+        facts.code,
     )
 
 
@@ -154,45 +200,70 @@ def receipt_path(folder: Path, y0: int) -> Path:
     return folder / f"{y0:010d}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What scanning a band gives, before anything is written."""
+
+    mask: NDArray[np.uint8]  # (y1 - y0, W)
+    components: Components
+    rows: tuple[CellRow, ...]
+    seconds: dict[str, float]  # read, net, mask
+
+
 def scan_band(
     plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int, label: LabelWriter, receipts: Path
 ) -> None:
     """Scan the lines y0 to y1, whole rows of cores: write their shard of the mask, then the receipt."""
+    band = scan_lines(plan, roll, engine, y0, y1)
+    start = time.perf_counter()
+    label.write(y0, band.mask)
+    seconds = band.seconds | {"write": time.perf_counter() - start}
+    receipt = Receipt(plan.run_id, y0, y1, band.components, band.rows, label.shard_checksum(y0), seconds)
+    receipt.write(receipts)
+
+
+def scan_lines(plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int) -> Scanned:
+    """The mask and the components of the lines y0 to y1, whole rows of cores; nothing is written."""
     grid = plan.grid(roll.lines)
-    seconds = dict.fromkeys(("read", "net", "mask", "write"), 0.0)
+    seconds = dict.fromkeys(("read", "net", "mask"), 0.0)
     mask = np.empty((y1 - y0, roll.width), dtype=np.uint8)
     score = np.zeros((y1 - y0, roll.width), dtype=np.float32)
     left = np.zeros(y1 - y0, dtype=np.int64)
     rows: list[CellRow] = []
-    for row in range(y0 // plan.core_lines, -(-y1 // plan.core_lines)):
+    at: deque[tuple[Window, NDArray[np.float32], int]] = deque()  # where the windows under way come from
+
+    def cuts() -> Iterator[NDArray[np.float32]]:
+        for row in range(y0 // plan.core_lines, -(-y1 // plan.core_lines)):
+            start = time.perf_counter()
+            gray, top = read_canvas(roll, grid, row)
+            seconds["read"] += time.perf_counter() - start
+            for window in grid.windows(row):
+                at.append((window, gray, top))
+                yield _cut(gray, grid, window, top)
+
+    logits_of = streamed(engine, cuts())
+    start, read = time.perf_counter(), 0.0
+    for logits in logits_of:
+        seconds["net"] += time.perf_counter() - start - (seconds["read"] - read)
         start = time.perf_counter()
-        gray, top = read_canvas(roll, grid, row)
-        seconds["read"] += time.perf_counter() - start
-        core_y0, core_y1 = grid.row_lines(row)
+        window, gray, top = at.popleft()
+        core_y0, core_y1 = window.core_y0, min(window.core_y1, roll.lines)
         lines = slice(core_y0 - y0, core_y1 - y0)
-        for window in grid.windows(row):
-            start = time.perf_counter()
-            logits = engine(_cut(gray, grid, window, top))
-            seconds["net"] += time.perf_counter() - start
-            start = time.perf_counter()
-            core = _core(logits, window, core_y1, roll.width)
-            across = slice(window.core_x0, min(window.core_x1, roll.width))
-            mask[lines, across], score[lines, across] = decide(core, plan.thresholds)
-            seconds["mask"] += time.perf_counter() - start
-        start = time.perf_counter()
-        found = list(_cell_rows(roll, gray[:, : core_y1 - top, : roll.width], core_y0, top))
-        for cell_row in found:
-            blank(mask[cell_row.y0 - y0 : cell_row.y1 - y0], cell_row)
-            left[cell_row.y0 - y0 : cell_row.y1 - y0] = cell_row.left or 0
-        rows += found
+        across = slice(window.core_x0, min(window.core_x1, roll.width))
+        core = _core(logits, window, core_y1, roll.width)
+        mask[lines, across], score[lines, across] = decide(core, plan.thresholds)
+        if window.core_x1 == grid.canvas_px:  # the last of its row: all of it is decided
+            found = list(_cell_rows(roll, gray[:, : core_y1 - top, : roll.width], core_y0, top))
+            for cell_row in found:
+                blank(mask[cell_row.y0 - y0 : cell_row.y1 - y0], cell_row)
+                left[cell_row.y0 - y0 : cell_row.y1 - y0] = cell_row.left or 0
+            rows += found
         seconds["mask"] += time.perf_counter() - start
+        start, read = time.perf_counter(), seconds["read"]
     start = time.perf_counter()
     components = band_components(mask, score, left, y0)
     seconds["mask"] += time.perf_counter() - start
-    start = time.perf_counter()
-    label.write(y0, mask)
-    seconds["write"] += time.perf_counter() - start
-    Receipt(plan.run_id, y0, y1, components, tuple(rows), label.shard_checksum(y0), seconds).write(receipts)
+    return Scanned(mask, components, tuple(rows), seconds)
 
 
 def decide(
@@ -257,7 +328,7 @@ def _core(logits: NDArray[np.float32], window: Window, y1: int, width: int) -> N
 def _cell_rows(roll: Roll, gray: NDArray[np.float32], core_y0: int, top: int) -> Iterator[CellRow]:
     """The rows of cells of a row of cores from line core_y0; gray (M, h, W) starts at line top, above it."""
     end = top + gray.shape[1]
-    valid = roll.read_lines("valid", core_y0, end).astype(np.bool_)
+    valid = roll.read_lines(core_y0, end).valid
     for y0 in range(core_y0, end, CELL):
         y1 = min(y0 + CELL, end)
         above = gray[:, y0 - top - 1] if y0 > top else None
@@ -269,22 +340,12 @@ def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log(p) - np.log1p(-p)
 
 
-def _isa() -> str:
-    """The vector instructions that decide how an engine rounds: machine and the widest AVX."""
-    flags = ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    widest = next((name for name in ("amx_bf16", "avx512f", "avx2") if name in flags.split()), "baseline")
-    return f"{platform.machine()} {widest}"
-
-
 @cache
 def code_version() -> str:
     """The package's version and a digest of the files that decide a scan's result."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for name in ("tiles", "rolls", "linescan", "defects", "scan", "engines"):
+    for name in ("tiles", "rolls", "roll_format", "masks", "linescan", "defects", "scan", "engines"):
         digest.update((here / f"{name}.py").read_bytes())
     for path in sorted((here / "nets").glob("*.py")):
         digest.update(path.read_bytes())
@@ -298,3 +359,15 @@ def check_bands(lines: int, band_lines: int, core_lines: int) -> list[tuple[int,
             f"a band of {band_lines} lines cuts a window's core: it must be a multiple of {core_lines}", USAGE
         )
     return [(y0, min(y0 + band_lines, lines)) for y0 in range(0, lines, band_lines)]
+
+
+def slot_bytes(plan: Plan, modes: int, band_lines: int) -> int:
+    """Memory that one band at work takes at its peak, in bytes, beside what the process takes anyway."""
+    grid = plan.grid(band_lines)
+    window_px = grid.window_lines * grid.window_px
+    planes = len(plan.classes) + 1
+    net = 8 * planes  # the logits and their copies
+    if plan.device == "cpu":
+        net += WINDOW_BYTES[plan.engine] + MODE_BYTES * (modes - 1)
+    canvas = 12 * modes * grid.window_lines * grid.canvas_px  # as read, as float32, padded
+    return window_px * net + canvas + BAND_BYTES * band_lines * plan.width

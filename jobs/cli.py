@@ -5,7 +5,7 @@ import sys
 
 import typer
 from rollsight.inspect.errors import FAILED, USAGE, UserError
-from rollsight.jobs.commands import models, rolls, scan
+from rollsight.jobs.commands import labels, models, rolls, scan
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts it
 
@@ -26,6 +26,7 @@ for command in (
     models.evaluate,
 ):
     app.command()(command)
+app.add_typer(labels.app, name="labels")
 
 
 def main() -> None:

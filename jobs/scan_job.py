@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,25 +22,29 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from rollsight.inspect import defects
-from rollsight.inspect.engines import open_engine
-from rollsight.inspect.errors import LOCKED, PARTIAL, UserError
+from rollsight.inspect.errors import FAILED, LOCKED, PARTIAL, UserError
 from rollsight.inspect.models import Model
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.report.page import write_page
-from rollsight.inspect.rolls import LabelWriter, Roll, write_durably
+from rollsight.inspect.rolls import MAX_LINES, LabelWriter, Roll, write_durably
 from rollsight.inspect.scan import (
-    BAND_LINES,
+    BAND_SIZES,
+    CPU_BAND_LINES,
     Plan,
     Receipt,
     check_bands,
     plan_scan,
     receipt_path,
-    scan_band,
+    slot_bytes,
 )
-from rollsight.jobs.cluster import run_threads, slots
-from rollsight.jobs.summary import summarise
+from rollsight.jobs.cluster import Executor, Threads, scan_bands
+from rollsight.jobs.executors import open_executor
+from rollsight.jobs.summary import from_strip_edge, summarise
+from rollsight.jobs.workers import Band, BandJob, Fault, Setup, probe
 
 OUTPUTS = ("summary.json", "report.html", "defects.csv", "defects.parquet")
+SUSPECT_DEATHS = 2  # scans that died while a band was at work in them: the next one gives it its own process
+NAMED = 5  # bands in an error; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,73 @@ class Run:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A scan that is planned; nothing is written yet."""
+
+    roll: Roll
+    model: Model
+    plan: Plan
+    setup: Setup
+    folder: Path  # runs/<roll>/<run-id>
+
+    @property
+    def receipts(self) -> Path:
+        return self.folder / "bands"
+
+    @property
+    def mask(self) -> Path | None:
+        """The folder of the mask where it cannot lie beside the image: the roll is remote or read-only."""
+        own = self.folder / "mask.zarr"
+        return own if own.is_dir() or not self.roll.is_writable else None
+
+    def open_mask(self) -> LabelWriter:
+        """The mask of the run begun before; UserError where there is none, or a damaged one."""
+        return LabelWriter.open(self.roll.location, self.plan.run_id, folder=self.mask)
+
+    def bands(self, band_lines: int) -> list[Band]:
+        return check_bands(self.roll.lines, band_lines, self.plan.core_lines)
+
+    def receipt(self, band: Band, label: LabelWriter) -> Receipt | None:
+        """The receipt of a band if it is valid: of this plan, and with the shard that it names on disk."""
+        path = receipt_path(self.receipts, band[0])
+        if not path.is_file():
+            return None
+        try:
+            receipt = Receipt.read(path)
+            same = (receipt.run_id, receipt.y0, receipt.y1) == (self.plan.run_id, *band)
+            return receipt if same and receipt.shard_sha256 == label.shard_checksum(band[0]) else None
+        except (ValueError, KeyError, TypeError, UserError):
+            return None  # a damaged receipt or shard: the band is done again
+
+
+def plan_roll(
+    plant: Plant,
+    roll: Roll,
+    model: Model,
+    executor: Executor,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    core_lines: int | None = None,
+    halo: int | None = None,
+) -> Planned:
+    """What scanning `roll` with `model` on `executor` would be; UserError where a worker cannot take part."""
+    facts, device = executor.facts(engine, device)
+    sizes = {} if core_lines is None else {"core_lines": core_lines}
+    plan = plan_scan(roll, model, facts, halo=halo, **sizes)
+    setup = Setup(model.folder.resolve(), model.hash, device, plan.threads, facts)
+    return Planned(roll, model, plan, setup, plant.run(roll.roll_id, plan.run_id))
+
+
 def scan_roll(
     plant: Plant,
     roll: Roll,
     model: Model,
+    executor: Executor | None = None,
     *,
     engine: str = "auto",
+    device: str = "auto",
     band_lines: int | None = None,
     core_lines: int | None = None,
     halo: int | None = None,
@@ -64,80 +131,248 @@ def scan_roll(
 ) -> Run:
     """Find the defects of `roll` with `model`; a run already begun goes on, one already finished is read.
 
-    band_lines is the work unit, a multiple of the window's core (default 2048 lines; a begun run keeps
-    its own). threads is how many bands run at once, by default one per core. `on_band(lines done, lines
-    in all)` is called as bands are committed. Raises UserError: 75 where another process scans it now, 3
-    where bands are missing at the end.
+    executor is where bands run, by default `threads` threads of this process (one per core). band_lines is
+    the work unit, a multiple of the window's core; by default 2048 lines, 4096 on a GPU, or less where memory
+    is short (a begun run keeps its own). `on_band(lines done, lines in all)` is called as bands are
+    committed. Raises UserError: 75 where another process scans it now, 3 where bands are missing at the end,
+    78 where a worker would give another result.
     """
     started = time.perf_counter()
-    engine_name, run_engine = open_engine(model, engine)
-    sizes = {} if core_lines is None else {"core_lines": core_lines}
-    plan = plan_scan(roll, model, engine_name, halo=halo, **sizes)
-    check_bands(roll.lines, band_lines or plan.core_lines, plan.core_lines)
-    if not os.access(roll.path, os.W_OK):
-        raise UserError(
-            f"{roll.path} is read-only, but the class mask is written beside the image: "
-            "make it writable or scan a copy"
+    with contextlib.ExitStack() as stack:
+        if executor is None:
+            executor = Threads(threads)
+            stack.callback(executor.close)
+        scan = plan_roll(
+            plant, roll, model, executor, engine=engine, device=device, core_lines=core_lines, halo=halo
         )
-    folder = plant.run(roll.roll_id, plan.run_id)
-    receipts = folder / "bands"
-    receipts.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        label, band_lines = _mask(roll, plan, band_lines)
-        bands = check_bands(roll.lines, band_lines, plan.core_lines)
-        missing = [band for band in bands if _receipt(plan, band, label, receipts) is None]
-        done = roll.lines - sum(y1 - y0 for y0, y1 in missing)
-        if on_band is not None:
-            on_band(done, roll.lines)
+        plan, folder = scan.plan, scan.folder
+        check_bands(roll.lines, band_lines or plan.core_lines, plan.core_lines)
+        scan.receipts.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock(folder))
+        band_lines = fit_bands(scan, executor, band_lines)
+        label = mask_of(scan, band_lines)
+        bands = scan.bands(band_lines)
+        missing = [band for band in bands if scan.receipt(band, label) is None]
         if not missing and (finished := _finished(folder)) is not None:
             return finished
-        _clear(folder, bands)
+        _clear(scan, bands)
         write_durably(
             folder / "plan.json", json.dumps(asdict(plan) | {"run_id": plan.run_id}, indent=1).encode()
         )
-        faults: list[UserError] = []
-
-        def work(band: tuple[int, int]) -> int:
-            try:
-                scan_band(plan, roll, run_engine, *band, label, receipts)
-            except UserError as fault:  # a damaged part of the roll does not stop the other bands
-                faults.append(fault)
-                return 0
-            return band[1] - band[0]
-
-        for lines in run_threads(work, missing, threads or slots()):
-            done += lines
-            if on_band is not None:
-                on_band(done, roll.lines)
+        fault = scan_missing(scan, executor, band_lines, missing, on_band)
         # Receipts on disk are the truth: nothing that this process remembers counts.
-        found = [_receipt(plan, band, label, receipts) for band in bands]
-        valid = [receipt for receipt in found if receipt is not None]
-        if len(valid) < len(bands):
-            why = f" ({faults[0]})" if faults else ""
-            raise UserError(
-                f"roll {roll.roll_id}: {len(bands) - len(valid)} of {len(bands)} bands are not scanned{why}: "
-                "the others are kept, scan it again when the cause is gone",
-                PARTIAL,
-            )
+        found = {band: scan.receipt(band, label) for band in bands}
+        valid = [receipt for receipt in found.values() if receipt is not None]
+        if left := [band for band, receipt in found.items() if receipt is None]:
+            raise UserError(_not_scanned(roll, left, len(bands), fault), PARTIAL)
         label.close()
-        table = defects.table(
-            defects.at_least(defects.join([receipt.components for receipt in valid]), plan.a_min_px),
-            plan.classes,
-            roll.strip,
-            roll_id=roll.roll_id,
-            run_id=plan.run_id,
-        )
+        table = defect_table(scan, valid)
         seconds = time.perf_counter() - started
         scanned_px = sum(y1 - y0 for y0, y1 in missing) * roll.width * roll.modes
         summary = summarise(roll, model, plan, valid, table) | {
-            "executor": "threads",
+            "executor": executor.name,
+            "device": plan.device,
             "band_lines": band_lines,
             "seconds": round(seconds, 3),
             "mpix_s": round(scanned_px / 1e6 / seconds, 3),
         }
         _write_outputs(folder, table, summary)
-        write_page(folder, roll, partial(roll.read_label, plan.run_id))
+        write_page(folder, roll, partial(roll.read_label, plan.run_id, folder=scan.mask))
+        (folder / "begun.log").unlink(missing_ok=True)
     return Run(folder, table, summary)
+
+
+def defect_table(scan: Planned, receipts: list[Receipt]) -> pa.Table:
+    """The defects of bands that follow each other from the roll's first line on."""
+    found = defects.at_least(defects.join([receipt.components for receipt in receipts]), scan.plan.a_min_px)
+    rows = [row for receipt in receipts for row in receipt.rows]
+    return defects.table(
+        from_strip_edge(found, rows, scan.roll.width),
+        scan.plan.classes,
+        scan.roll.strip,
+        roll_id=scan.roll.roll_id,
+        run_id=scan.plan.run_id,
+    )
+
+
+def scan_missing(
+    scan: Planned,
+    executor: Executor,
+    band_lines: int,
+    missing: list[Band],
+    on_band: Callable[[int, int], None] | None,
+) -> Fault | None:
+    """Scan the bands that are missing; why one could not be, if so.
+
+    UserError where a worker may not take part: it differs in what decides the result.
+    """
+    done = scan.roll.lines - sum(y1 - y0 for y0, y1 in missing)
+    first: Fault | None = None
+    if on_band is not None:
+        on_band(done, scan.roll.lines)
+    with contextlib.closing(_results(scan, executor, band_lines, missing)) as results:
+        for (y0, y1), fault in results:
+            if fault is not None:
+                first = first or fault
+                if fault.refusal is not None:
+                    raise UserError(fault.text, fault.refusal)
+                if fault.final:
+                    return fault
+                continue
+            done += y1 - y0
+            if on_band is not None:
+                on_band(done, scan.roll.lines)
+    return first
+
+
+def _results(
+    scan: Planned, executor: Executor, band_lines: int, missing: list[Band]
+) -> Generator[tuple[Band, Fault | None]]:
+    """The bands as they are done; those at work in scans that died come last, in a process of their own."""
+    need = slot_bytes(scan.plan, scan.roll.modes, band_lines)
+
+    def results_on(executor: Executor, bands: list[Band]) -> Generator[tuple[Band, Fault | None]]:
+        if bands:
+            job = _job(scan, executor)
+            executor.begin(job, need)
+            yield from scan_bands(executor, job, bands)
+
+    with _journal(scan.folder / "begun.log") as deaths:
+        suspects = [band for band in missing if executor.in_process and deaths[band[0]] >= SUSPECT_DEATHS]
+        yield from results_on(executor, [band for band in missing if band not in suspects])
+        if suspects:
+            with open_executor(workers=1, device="cpu") as apart:
+                yield from results_on(apart, suspects)
+
+
+def _job(scan: Planned, executor: Executor) -> BandJob:
+    location = scan.roll.location
+    return BandJob(
+        scan.setup,
+        scan.plan,
+        location.resolve() if isinstance(location, Path) else location,
+        scan.roll.lines,
+        not scan.roll.strip.closed,
+        None if scan.mask is None else scan.mask.resolve(),
+        scan.receipts.resolve(),
+        (scan.folder / "begun.log").resolve() if executor.in_process else None,
+        uuid.uuid4().hex,
+    )
+
+
+@contextlib.contextmanager
+def _journal(path: Path) -> Iterator[Counter[int]]:
+    """How often each band, by its first line, was at work when a scan of this run was killed.
+
+    Bands are noted in the file as they begin (workers.scan_one). A scan that ends in order, be it by an error
+    or by Ctrl-C, takes back what it noted; one that is killed cannot.
+    """
+    path.touch()
+    size = path.stat().st_size
+    try:
+        yield Counter(int(line) for line in path.read_text().split() if line.isdecimal())
+    finally:
+        if size:
+            os.truncate(path, size)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _not_scanned(roll: Roll, missing: list[Band], count: int, fault: Fault | None) -> str:
+    """The one line of a roll with bands missing, which names them."""
+    per_line = roll.strip.mm_per_line
+    named = [
+        f"lines {y0} to {y1}"
+        if per_line is None
+        else f"{y0 * per_line / 1000:.2f} to {y1 * per_line / 1000:.2f} m"
+        for y0, y1 in missing[:NAMED]
+    ]
+    if len(missing) > NAMED:
+        named.append(f"{len(missing) - NAMED} more")
+    why = f" ({fault.text})" if fault is not None else ""
+    return (
+        f"roll {roll.roll_id}: {len(missing)} of {count} bands are not scanned: {', '.join(named)}{why}: "
+        "the others are kept, scan it again when the cause is gone"
+    )
+
+
+def fit_bands(scan: Planned, executor: Executor, asked: int | None = None) -> int:
+    """Lines per band: those of the run begun before, else as asked, else the largest that memory allows.
+
+    UserError where not even the smallest fits into what one slot may take.
+    """
+    with contextlib.suppress(UserError):  # no mask yet, or a damaged one
+        asked = scan.open_mask().shard_lines
+    core = scan.plan.core_lines
+    most = CPU_BAND_LINES if scan.plan.device == "cpu" else max(BAND_SIZES)
+    sizes = [asked] if asked else [max(core, size - size % core) for size in BAND_SIZES if size <= most]
+    room = executor.room()
+    needs = {size: slot_bytes(scan.plan, scan.roll.modes, size) for size in sizes}
+    for size, need in needs.items():
+        if room is None or need <= room:
+            return size
+    raise UserError(
+        f"roll {scan.roll.roll_id}: a band of {sizes[-1]} lines needs {needs[sizes[-1]] / 1e6:.0f} MB, and "
+        f"there are {(room or 0) / 1e6:.0f} MB for each band at work: take fewer --threads or --workers",
+        FAILED,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a scan would take, before it starts."""
+
+    run_id: str
+    bands: int
+    bands_done: int  # by a run begun before
+    band_lines: int
+    slots: int  # bands at once
+    memory_bytes: int  # of all bands at work at their peak
+    disk_bytes: int  # of mask and receipts
+    seconds: float  # for the bands left
+    basis: str  # "finished bands" | "a probe of 1024 lines"
+
+
+def estimate_roll(scan: Planned, executor: Executor, band_lines: int | None = None) -> Estimate:
+    """What the scan would take, from its finished bands, or else from a few lines scanned in mid-roll.
+
+    Nothing is written. Time is that of a band by itself over the slots: cores that others use are slower.
+    """
+    roll, plan = scan.roll, scan.plan
+    band_lines = fit_bands(scan, executor, band_lines)
+    bands = scan.bands(band_lines)
+    need = slot_bytes(plan, roll.modes, band_lines)
+    valid: list[Receipt] = []
+    with contextlib.suppress(UserError):  # none was begun
+        label = scan.open_mask()
+        valid = [receipt for band in bands if (receipt := scan.receipt(band, label)) is not None]
+    if valid:
+        lines = sum(receipt.y1 - receipt.y0 for receipt in valid)
+        seconds = sum(sum(receipt.seconds.values()) for receipt in valid)
+        size = sum(
+            path.stat().st_size
+            for top in (label.folder, scan.receipts)
+            for path in top.rglob("*")
+            if path.is_file()
+        )
+        basis = "finished bands"
+    else:
+        y0 = roll.lines // 2 // plan.core_lines * plan.core_lines
+        y1 = min(y0 + plan.core_lines, roll.lines)
+        lines, basis = y1 - y0, f"a probe of {y1 - y0} lines"
+        seconds, size = executor.submit(partial(probe, scan.setup, plan, roll), (y0, y1)).result()
+    left = roll.lines - sum(receipt.y1 - receipt.y0 for receipt in valid)
+    return Estimate(
+        plan.run_id,
+        len(bands),
+        len(valid),
+        band_lines,
+        executor.slots(),
+        need * executor.slots(),
+        round(size / lines * roll.lines),
+        seconds / lines * left / executor.slots(),
+        basis,
+    )
 
 
 def _finished(folder: Path) -> Run | None:
@@ -151,21 +386,21 @@ def _finished(folder: Path) -> Run | None:
         return None
 
 
-def _clear(folder: Path, bands: list[tuple[int, int]]) -> None:
-    """Remove what says that the run is finished, and receipts of bands it does not have.
+def _clear(scan: Planned, bands: list[Band]) -> None:
+    """Remove what says that the run is finished, receipts of bands it does not have, and what a kill left.
 
     A roll that was replaced under its id has the same run: until it is scanned, nothing old may stand here.
     """
     for name in OUTPUTS:
-        (folder / name).unlink(missing_ok=True)
-    expected = {receipt_path(folder / "bands", y0) for y0, _ in bands}
-    for path in (folder / "bands").iterdir():
-        if path not in expected:
-            path.unlink()
+        (scan.folder / name).unlink(missing_ok=True)
+    expected = {receipt_path(scan.receipts, y0) for y0, _ in bands}
+    strays = [path for path in scan.receipts.iterdir() if path not in expected]
+    for path in (*strays, *scan.folder.glob(".*.partial")):
+        path.unlink(missing_ok=True)  # a Dask worker that outlived its client may be at it still
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Hold the run for this process; the lock goes with the process, however it ends."""
     with (folder / ".lock").open("w") as file:
         try:
@@ -177,32 +412,30 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _mask(roll: Roll, plan: Plan, band_lines: int | None) -> tuple[LabelWriter, int]:
-    """The mask of the run and its band size: that of the run begun before, if there is one."""
-    folder = roll.path / "labels" / plan.run_id
-    lines = band_lines or max(BAND_LINES, plan.core_lines)
-    if folder.is_dir():
+def mask_of(scan: Planned, band_lines: int) -> LabelWriter:
+    """The mask of the run, to be written or to go on with."""
+    roll, plan, folder = scan.roll, scan.plan, scan.mask
+    place = folder or roll.path / "labels" / plan.run_id
+    if place.is_dir():
         try:
-            lines = LabelWriter.open(roll.path, plan.run_id).shard_lines
-        except UserError:  # damaged: no receipt can vouch for it, so it is made again
-            shutil.rmtree(folder)
-    label = LabelWriter.create(
-        roll.path, plan.run_id, plan.classes, lines=roll.lines, width=roll.width, shard_lines=lines
+            begun = scan.open_mask()
+            lines = (roll.lines, MAX_LINES) if roll.strip.closed else (MAX_LINES,)
+            fits = begun.lines in lines and (begun.width, begun.classes) == (roll.width, plan.classes)
+        except UserError:
+            fits = False
+        if not fits:  # damaged, or of a roll that this one replaced: no receipt can vouch for it
+            shutil.rmtree(place)
+    if not place.is_dir():
+        (scan.folder / "begun.log").unlink(missing_ok=True)
+    return LabelWriter.create(
+        roll.location,
+        plan.run_id,
+        plan.classes,
+        lines=roll.lines if roll.strip.closed else None,
+        width=roll.width,
+        shard_lines=band_lines,
+        folder=folder,
     )
-    return label, lines
-
-
-def _receipt(plan: Plan, band: tuple[int, int], label: LabelWriter, folder: Path) -> Receipt | None:
-    """The receipt of a band if it is valid: of this plan, and with the shard that it names on disk."""
-    path = receipt_path(folder, band[0])
-    if not path.is_file():
-        return None
-    try:
-        receipt = Receipt.read(path)
-        same = (receipt.run_id, receipt.y0, receipt.y1) == (plan.run_id, *band)
-        return receipt if same and receipt.shard_sha256 == label.shard_checksum(band[0]) else None
-    except (ValueError, KeyError, TypeError, UserError):
-        return None  # a damaged receipt or shard: the band is done again
 
 
 def _write_outputs(folder: Path, table: pa.Table, summary: dict[str, Any]) -> None:

@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rollsight.inspect.engines import ENGINES, engine_version, open_engine
-from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.engines import (
+    ENGINES,
+    BatchEngine,
+    choose,
+    cuda_devices,
+    engine_version,
+    isa,
+    open_engine,
+    precision,
+    streamed,
+)
+from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.export import PARITY
 from scipy.special import softmax
 
@@ -76,6 +86,92 @@ def test_an_engine_nobody_wrote_is_refused_with_those_there_are(small_model):
 def test_the_version_of_an_engine_is_that_of_its_library():
     assert engine_version("onnx") == f"onnxruntime {version('onnxruntime')}"
     assert engine_version("torch") == f"torch {version('torch')}"
+
+
+without_gpu = pytest.mark.skipif(cuda_devices() > 0, reason="a GPU is here: auto takes it")
+
+
+@without_gpu
+def test_auto_falls_back_to_the_cpu_where_there_is_no_gpu():
+    assert choose() == choose("auto", "cpu") == choose("onnx", "auto") == ("onnx", "cpu")
+    assert choose("torch") == choose("torch", "cpu") == ("torch", "cpu")
+
+
+@without_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_an_error_and_never_a_slow_scan(small_model, device):
+    with pytest.raises(UserError, match="torch sees 0 CUDA devices") as error:
+        open_engine(small_model, device=device)
+    assert error.value.exit_code == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "told"),
+    [
+        ("onnx", "cuda", "take --engine torch"),
+        ("auto", "gpu", "auto, cpu, cuda or cuda:N"),
+        ("torch", "cuda:x", "cuda:N"),
+        ("torch", "cpu:1", "cuda:N"),
+    ],
+)
+def test_a_device_that_cannot_be_meant_is_refused(name, device, told):
+    with pytest.raises(UserError, match=told) as error:
+        choose(name, device)
+    assert error.value.exit_code == USAGE
+
+
+def test_what_decides_the_result_is_told_of_the_cpu():
+    assert isa().split()[1] in ("amx_bf16", "avx512f", "avx2", "baseline")
+    assert (precision("cpu"), precision("cuda:1")) == ("fp32", "fp16")
+
+
+def test_batches_give_what_windows_give_one_by_one(small_model, engines):
+    """Five windows in batches of two: the last batch is filled up, and nothing of that is seen."""
+    windows = [window(2, 128, 192) + np.float32(i / 100) for i in range(5)]
+    batched = BatchEngine(small_model, "cpu", batch_px=2 * 128 * 192)
+
+    found = list(streamed(batched, windows))
+
+    assert [logits.shape for logits in found] == [(3, 128, 192)] * 5
+    for logits, x in zip(found, windows, strict=True):
+        np.testing.assert_array_equal(logits, batched(x))  # alone, in a batch that is filled up
+        np.testing.assert_allclose(logits, engines["torch"](x), atol=1e-4)
+
+
+def test_the_next_batch_is_read_before_the_first_is_given_out_and_none_beyond(small_model):
+    read = 0
+
+    def windows():
+        nonlocal read
+        for _ in range(9):
+            read += 1
+            yield window(1, 64, 64)
+
+    results = BatchEngine(small_model, "cpu", batch_px=2 * 64 * 64).stream(windows())
+
+    seen = [read for _ in results]
+    assert seen == [4, 4, 6, 6, 8, 8, 9, 9, 9]
+
+
+def test_a_window_over_the_batch_size_is_a_batch_of_its_own(small_model):
+    batched = BatchEngine(small_model, "cpu", batch_px=100)
+
+    assert [logits.shape for logits in batched.stream([window(1, 64, 128)] * 2)] == [(3, 64, 128)] * 2
+
+
+def test_bands_at_once_share_the_device_in_turn(small_model):
+    """Two bands stream at once through one engine, each gets its own results in its own order."""
+    batched = BatchEngine(small_model, "cpu", batch_px=2 * 64 * 128)
+    bands = [
+        [window(1, 64, 128) * np.float32(scale) for scale in band] for band in ((1, 0.7, 0.4), (0.9, 0.2))
+    ]
+    alone = [list(batched.stream(band)) for band in bands]
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda band: list(batched.stream(band)), bands))
+
+    for one, other in zip(alone, together, strict=True):
+        assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_the_graph_holds_nothing_of_the_machine_that_exported_it(small_model):

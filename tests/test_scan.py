@@ -25,10 +25,11 @@ from rollsight.inspect.models import Model, open_model, save_model
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import Roll, RollWriter, Strip
-from rollsight.inspect.scan import A_MIN_PX, decide, plan_scan
+from rollsight.inspect.scan import A_MIN_PX, decide, facts_here, plan_scan
 from rollsight.jobs.scan_job import Run, scan_roll
 
 CLASSES = ("scratches", "pit", "scale")
+ONNX = facts_here("onnx")
 LINES, WIDTH = 700, 190  # neither is a multiple of the cell
 
 
@@ -174,7 +175,7 @@ def test_a_wide_roll_in_windows_across_equals_one_window_over_the_full_width(
     engine = onnx_engine(speckle_model)
     masks = []
     for core_px in (960, 128):
-        plan = plan_scan(roll, speckle_model, "onnx", core_lines=64, core_px=core_px)
+        plan = plan_scan(roll, speckle_model, ONNX, core_lines=64, core_px=core_px)
         grid = plan.grid(roll.lines)
         mask = np.zeros((200, 960), dtype=np.uint8)
         for row in range(grid.rows):
@@ -197,7 +198,7 @@ def test_a_halo_or_core_off_the_grid_or_too_small_is_refused(
 ) -> None:
     roll = make_roll(Plant(tmp_path), "R", texture(100, 100))
     with pytest.raises(ValueError, match="must be"):
-        plan_scan(roll, speckle_model, "onnx", core_lines=core, halo=halo)
+        plan_scan(roll, speckle_model, ONNX, core_lines=core, halo=halo)
 
 
 def test_a_band_that_cuts_a_core_is_refused_in_one_line(tmp_path: Path, speckle_model: Model) -> None:
@@ -213,10 +214,10 @@ def test_the_run_id_names_what_decides_the_result_and_nothing_else(
 ) -> None:
     short = make_roll(Plant(tmp_path / "a"), "R", texture(100, 100))
     long = make_roll(Plant(tmp_path / "b"), "R", texture(300, 100))
-    plan = plan_scan(short, speckle_model, "onnx")
-    assert plan.run_id == plan_scan(long, speckle_model, "onnx").run_id
-    assert plan.run_id != plan_scan(short, speckle_model, "torch").run_id
-    assert plan.run_id != plan_scan(short, speckle_model, "onnx", core_lines=512).run_id
+    plan = plan_scan(short, speckle_model, ONNX)
+    assert plan.run_id == plan_scan(long, speckle_model, ONNX).run_id
+    assert plan.run_id != plan_scan(short, speckle_model, facts_here("torch")).run_id
+    assert plan.run_id != plan_scan(short, speckle_model, ONNX, core_lines=512).run_id
 
 
 def test_a_truncated_shard_or_receipt_is_done_again(

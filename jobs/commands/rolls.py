@@ -20,6 +20,16 @@ def simulate(
     mm_per_line: Annotated[float, typer.Option(help="mm per line along the strip.")] = 1.0,
     density: Annotated[float, typer.Option(help="Planted defects relative to the usual number.")] = 1.0,
     clean: Annotated[bool, typer.Option("--clean", help="Plant no defect.")] = False,
+    surface: Annotated[str, typer.Option(help="hot-rolled, cold-rolled or galvanised.")] = "hot-rolled",
+    lighting: Annotated[str, typer.Option(help="bright, or bright,dark for two modes.")] = "bright",
+    effect: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="lamp_drift, speed_ramp, ends, weld, dropped_lines or drops; may be repeated. "
+            "Default: none on hot-rolled strip, all on the others."
+        ),
+    ] = None,
+    no_effects: Annotated[bool, typer.Option("--no-effects", help="None of them.")] = False,
     lamp_failure: Annotated[
         bool, typer.Option(help="A short dark stretch on strips of 20,000 lines and more.")
     ] = True,
@@ -30,9 +40,15 @@ def simulate(
     """Make a simulated coil with known truth: class mask and defect table in mm."""
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
+    from rollsight.synth.strip import MARKERS
 
+    if effect and no_effects:
+        raise UserError("--effect with --no-effects: take one of them", USAGE)
     plant = open_plant(home)
     plan = {
+        "surface": surface,
+        "lighting": tuple(lighting.split(",")),
+        "effects": () if no_effects else tuple(effect) if effect else None,
         "width_px": width_px,
         "mm_per_px_x": mm_per_px_x,
         "mm_per_line": mm_per_line,
@@ -47,12 +63,18 @@ def simulate(
             {"roll_id": roll_id, "path": str(path), "lines": lines, "seed": seed, "planted": planted}
         )
     else:
-        console.say(f"{path}: {lines} lines, {length_m:g} m, {sum(planted.values())} planted defects")
+        markers = {name: planted.pop(name) for name in MARKERS if name in planted}
+        told = f"{path}: {lines} lines, {length_m:g} m, {sum(planted.values())} planted defects"
+        console.say(told + "".join(f", {count} {name}" for name, count in markers.items()))
 
 
 def ingest(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of TIFF, PNG or JPG strips, in the order of their names.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of image strips (one sub-folder per lighting mode, if several), raw BIL file with a "
+            "JSON sidecar, or patch export (CSV and images)."
+        ),
     ],
     roll_id: Annotated[str, typer.Argument(help="Id of the roll to make.")],
     mm_per_px_x: Annotated[float | None, typer.Option(help="mm per pixel across the strip.")] = None,
@@ -65,22 +87,33 @@ def ingest(
     heat: Annotated[str | None, typer.Option(help="Heat of the steel.")] = None,
     grade: Annotated[str | None, typer.Option(help="Steel grade.")] = None,
     white: Annotated[
-        float | None, typer.Option(help="Raw value that counts as white. Default 255 or 65535.")
+        list[float] | None,
+        typer.Option(help="Raw value that counts as white; once, or for each mode. Default: of the depth."),
+    ] = None,
+    width_mm: Annotated[float | None, typer.Option(help="Ordered width of the strip.")] = None,
+    length_m: Annotated[
+        float | None, typer.Option(help="Length of the strip, for a patch export that does not tell it.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Folder or URL (s3://bucket/rolls) of the roll. Default: the plant.")
     ] = None,
     overwrite: Overwrite = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Stack a folder of image strips into a roll. `strip.json` or `strip.yaml` there may give the options."""
-    from rollsight.inspect.ingest import ingest_strips
+    """Make a roll of what a camera or an inspection system gives. Interrupted, the same command goes on.
+
+    `strip.json` or `strip.yaml` in the folder, or the sidecar, may give the options.
+    """
+    from rollsight.inspect.ingest import ingest as make_roll
     from rollsight.inspect.plant import open_plant
-    from rollsight.inspect.rolls import Strip
+    from rollsight.inspect.rolls import Strip, check_roll_id
     from rollsight.jobs import console
 
     if units not in ("mm", "px"):
         raise UserError(f"--units {units}: it is mm or px", USAGE)
     strip = Strip(
-        roll_id=roll_id,
+        roll_id=check_roll_id(roll_id),
         side=side,
         lighting=(),
         mm_per_px_x=mm_per_px_x,
@@ -88,24 +121,40 @@ def ingest(
         line_id=line_id,
         heat=heat,
         grade=grade,
-        scale=None if white is None else (white,),
+        width_mm=width_mm,
+        scale=tuple(white) if white else None,
     )
-    path = open_plant(home).roll_path(roll_id)
+    place = open_plant(home).roll_path(roll_id) if to is None else f"{to.rstrip('/')}/{roll_id}.zarr"
     per_line = None if mm_per_line is None else mm_per_line / 1000
     with console.strip_progress(f"ingest {roll_id}", m_per_line=per_line, px_per_line=0) as on_lines:
-        roll = ingest_strips(folder, path, strip, units=units, overwrite=overwrite, on_lines=on_lines)  # type: ignore[arg-type]
+        made = make_roll(
+            source,
+            place,
+            strip,
+            units=units,  # type: ignore[arg-type]  # checked above
+            length_m=length_m,
+            overwrite=overwrite,
+            on_lines=on_lines,
+        )
+    roll = made.roll
     if as_json:
         console.emit(
             {
                 "roll_id": roll_id,
-                "path": str(path),
+                "path": str(roll.location),
                 "lines": roll.lines,
                 "width_px": roll.width,
                 "units": roll.strip.units,
+                "lighting": list(roll.strip.lighting),
+                "notes": list(made.notes),
             }
         )
-    else:
-        console.say(f"{path}: {roll.lines} lines x {roll.width} px, {roll.dtype}, units {roll.strip.units}")
+        return
+    modes = f", modes {' '.join(roll.strip.lighting)}" if roll.modes > 1 else ""
+    size = f"{roll.lines} lines x {roll.width} px"
+    console.say(f"{roll.location}: {size}, {roll.dtype}, units {roll.strip.units}{modes}")
+    for note in made.notes:
+        console.say(note)
 
 
 def rolls(home: Home = None, as_json: Json = False) -> None:
@@ -157,13 +206,15 @@ def simulate_with_bar(
     from collections import Counter
 
     from rollsight.jobs import console
-    from rollsight.synth.strip import CLASSES, SimulatedStrip, simulate_roll
+    from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
     path, simulated = plant.roll_path(roll_id), SimulatedStrip(length_m, seed, **plan)
     per_line = simulated.mm_per_line / 1000
     with console.strip_progress(
-        f"simulate {roll_id}", m_per_line=per_line, px_per_line=simulated.width_px
+        f"simulate {roll_id}",
+        m_per_line=per_line,
+        px_per_line=simulated.width_px * len(simulated.lighting),
     ) as bar:
         simulate_roll(path, simulated, overwrite=overwrite, on_lines=bar)
     counts = Counter(simulated.truth["class"].to_pylist())
-    return path, {name: counts[name] for name in CLASSES}
+    return path, {name: counts[name] for name in simulated.classes}

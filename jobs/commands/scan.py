@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rollsight.inspect.errors import PARTIAL, UserError
+from rollsight.inspect.errors import PARTIAL, USAGE, UserError
 from rollsight.jobs.commands.options import Home, Json
 
 if TYPE_CHECKING:
+    from rollsight.inspect.models import Model
     from rollsight.inspect.plant import Plant
+    from rollsight.jobs.cluster import Executor
     from rollsight.jobs.scan_job import Run
 
 
@@ -26,6 +28,7 @@ def demo(
     from rollsight.inspect.planted import against_truth
     from rollsight.jobs import console
     from rollsight.jobs.commands.rolls import simulate_with_bar
+    from rollsight.jobs.executors import open_executor
     from rollsight.synth.strip import TRUTH_FILE
 
     plant, roll_id = open_plant(home), f"demo-{length_m:g}m-{seed}"
@@ -33,7 +36,8 @@ def demo(
         console.say(f"simulating {length_m:g} m of hot-rolled strip with planted defects (seed {seed})")
         simulate_with_bar(plant, roll_id, length_m, seed)
     console.say(f"scanning roll {roll_id}: the same as  inspect scan {roll_id} --home {home}")
-    run = _scan(plant, roll_id, "default", "auto", None, None)
+    with open_executor() as executor:
+        run = _scan(plant, roll_id, plant.model("default"), executor)
     roll = plant.roll(roll_id)
     planted = pyarrow.parquet.read_table(roll.path / TRUTH_FILE)
     found = against_truth(roll, run.table, run.summary["run_id"], planted)
@@ -46,16 +50,35 @@ def demo(
 
 
 def scan(
-    rolls: Annotated[list[str], typer.Argument(help="Ids of the rolls to scan.", metavar="ROLL...")],
+    rolls: Annotated[
+        list[str], typer.Argument(help="Ids of the rolls to scan, or URLs of rolls.", metavar="ROLL...")
+    ],
     model: Annotated[
         str, typer.Option(help="Model name in the plant, a path, or `default`, the shipped one.")
     ] = "default",
     engine: Annotated[str, typer.Option(help="auto, onnx (ONNX Runtime) or torch.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     band_lines: Annotated[
         int | None,
-        typer.Option(help="Lines per band, a multiple of 1024. Default 2048; no result depends on it."),
+        typer.Option(help="Lines per band, a multiple of 1024. Default by memory; no result depends on it."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Bands at once. Default: one per core.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Dask processes on this machine; 0: threads.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Existing Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT.")
+    ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Authority of a tls:// scheduler, PEM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="This client's certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Scan a roll that still grows, until it is closed.")
+    ] = False,
+    patience_s: Annotated[
+        float, typer.Option(min=1, help="--live gives up when nothing has come for so long.")
+    ] = 600.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell bands, time, memory and disk; scan nothing.")
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -65,26 +88,41 @@ def scan(
     """
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
+    from rollsight.jobs.cluster import Tls
+    from rollsight.jobs.executors import open_executor
 
+    if any((tls_ca, tls_cert, tls_key)) and not all((tls_ca, tls_cert, tls_key)):
+        raise UserError("TLS needs all three: --tls-ca, --tls-cert and --tls-key", USAGE)
+    tls = Tls(tls_ca, tls_cert, tls_key) if tls_ca and tls_cert and tls_key else None
+    if live and dry_run:
+        raise UserError("--live with --dry-run: a roll that grows has no length to plan with", USAGE)
     plant = open_plant(home)
-    plant.model(model)  # refused before the first roll, not at each
+    chosen = plant.model(model)  # refused before the first roll, not at each
     faults = []
-    for roll_id in rolls:
-        try:
-            run = _scan(plant, roll_id, model, engine, band_lines, threads)
-        except UserError as fault:
-            if len(rolls) == 1:
-                raise
-            console.error(fault)  # one bad roll does not stop the rest
-            faults.append(fault)
-            continue
-        if as_json:
-            console.emit(_scan_result(run))
-        else:
-            _tell(run)
-            if band_lines not in (None, run.summary["band_lines"]):
-                console.say(f"kept: the run was begun with bands of {run.summary['band_lines']} lines")
-            console.say(f"page: {run.folder / 'report.html'}")
+    with open_executor(
+        workers=workers, scheduler=scheduler, tls=tls, threads=threads, device=device
+    ) as executor:
+        how = {"engine": engine, "device": device}
+        for roll_id in rolls:
+            try:
+                if dry_run:
+                    _tell_estimate(plant, roll_id, chosen, executor, band_lines, how, as_json=as_json)
+                    continue
+                patience = patience_s if live else None
+                run = _scan(plant, roll_id, chosen, executor, patience, band_lines=band_lines, **how)
+            except UserError as fault:
+                if len(rolls) == 1:
+                    raise
+                console.error(fault)  # one bad roll does not stop the rest
+                faults.append(fault)
+                continue
+            if as_json:
+                console.emit(_scan_result(run))
+            else:
+                _tell(run)
+                if band_lines not in (None, run.summary["band_lines"]):
+                    console.say(f"kept: the run was begun with bands of {run.summary['band_lines']} lines")
+                console.say(f"page: {run.folder / 'report.html'}")
     if faults:
         codes = {fault.exit_code for fault in faults}
         code = codes.pop() if len(faults) == len(rolls) and len(codes) == 1 else PARTIAL
@@ -92,25 +130,71 @@ def scan(
 
 
 def _scan(
-    plant: "Plant", roll_id: str, model: str, engine: str, band_lines: int | None, threads: int | None
+    plant: "Plant",
+    roll_id: str,
+    model: "Model",
+    executor: "Executor",
+    patience_s: float | None = None,
+    **options: Any,
 ) -> "Run":
-    """Scan a roll with a progress bar."""
+    """Scan a roll with a progress bar; with a patience, while it grows."""
     from rollsight.jobs import console
+    from rollsight.jobs.live_job import scan_live
     from rollsight.jobs.scan_job import scan_roll
 
-    roll = plant.roll(roll_id)
+    live = patience_s is not None
+    roll = plant.roll(roll_id, live=live)
     per_line = None if roll.strip.mm_per_line is None else roll.strip.mm_per_line / 1000
     px_per_line = roll.width * roll.modes
     with console.strip_progress(f"scan {roll_id}", m_per_line=per_line, px_per_line=px_per_line) as bar:
-        return scan_roll(
-            plant,
-            roll,
-            plant.model(model),
-            engine=engine,
-            band_lines=band_lines,
-            threads=threads,
-            on_band=bar,
-        )
+        if patience_s is None:
+            return scan_roll(plant, roll, model, executor, on_band=bar, **options)
+        return scan_live(plant, roll.path, model, executor, patience_s=patience_s, on_band=bar, **options)
+
+
+def _tell_estimate(
+    plant: "Plant",
+    roll_id: str,
+    model: "Model",
+    executor: "Executor",
+    band_lines: int | None,
+    how: dict[str, str],
+    *,
+    as_json: bool,
+) -> None:
+    """What a scan of the roll would take, before anything starts."""
+    import shutil
+    from dataclasses import asdict
+
+    from rollsight.jobs import console
+    from rollsight.jobs.scan_job import estimate_roll, plan_roll
+
+    roll = plant.roll(roll_id)
+    planned = plan_roll(plant, roll, model, executor, engine=how["engine"], device=how["device"])
+    told = estimate_roll(planned, executor, band_lines)
+    free = shutil.disk_usage(plant.home).free
+    if as_json:
+        console.emit({"roll_id": roll.roll_id, **asdict(told), "disk_free_bytes": free})
+        return
+    rows = [
+        ("run", told.run_id),
+        ("bands", f"{told.bands} of {told.band_lines} lines, {told.bands_done} done"),
+        ("at once", f"{told.slots} ({executor.name})"),
+        ("time", f"about {_duration(told.seconds)}, from {told.basis}"),
+        ("memory", f"{told.memory_bytes / 1e6:,.0f} MB for the bands at work"),
+        ("disk", f"{told.disk_bytes / 1e6:,.1f} MB for mask and receipts; {free / 1e9:,.1f} GB free"),
+    ]
+    console.show_table(f"scan {roll.roll_id}: planned, not started", ("what", "figure"), rows)
+    if told.disk_bytes > free:
+        console.say("the disk is too small for this scan: make room first")
+
+
+def _duration(seconds: float) -> str:
+    """1 h 05 min, 3 min 20 s, 12 s."""
+    whole = max(1, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
 def _scan_result(run: "Run") -> dict[str, Any]:
