@@ -119,6 +119,18 @@ def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[str], int, str]]:
     Image.fromarray(np.zeros((40, 41), np.uint8)).save(data / "train" / "masks" / "a.png")
     (data / "classes.json").write_text('["pit"]')
     mm = ["--mm-per-px-x", "0.5", "--mm-per-line", "0.5", "--side", "top"]
+    sidecar = {"lines": 4, "width_px": 8, "bits": 8}
+    raws = {
+        "bare": None,
+        "short": sidecar | {"lines": 5},
+        "odd": sidecar | {"gain": 2},
+        "deep": sidecar | {"bits": 9},
+    }
+    for name, said in raws.items():
+        (folder / f"{name}.bil").write_bytes(bytes(32))
+        if said is not None:
+            (folder / f"{name}.json").write_text(json.dumps(said))
+    (folder / "events.csv").write_text("defect;class\n1;scratch\n")
     return {
         "unknown roll": (["scan", "nope"], 1, "nope"),
         "path as roll id": (["scan", "../x"], 2, "../x"),
@@ -135,6 +147,28 @@ def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown option": (["scan", "R1", "--fast"], 2, "--fast"),
         "no argument": (["scan"], 2, "ROLL"),
         "length of nothing": (["simulate", "Y", "--length-m", "0"], 2, "length_m"),
+        "unknown surface": (["simulate", "Y", "--surface", "painted"], 2, "painted"),
+        "unknown lighting": (["simulate", "Y", "--lighting", "red"], 2, "red"),
+        "unknown effect": (["simulate", "Y", "--effect", "rain"], 2, "rain"),
+        "two executors": (["scan", "R1", "--workers", "2", "--threads", "2"], 2, "--workers"),
+        "scheduler without scheme": (["scan", "R1", "--scheduler", "localhost:8786"], 2, "tcp://"),
+        "TLS without key": (["scan", "R1", "--tls-ca", "ca.pem"], 2, "--tls-key"),
+        "unknown device": (["scan", "R1", "--device", "tpu"], 2, "tpu"),
+        "live and dry run": (["scan", "R1", "--live", "--dry-run"], 2, "--dry-run"),
+        "live in an object store": (["scan", "memory://R1.zarr", "--live"], 2, "object store"),
+        "no roll at the URL": (["scan", "memory://R1.zarr"], 1, "memory://"),
+        "raw without sidecar": (["ingest", str(folder / "bare.bil"), "X", *mm], 2, "bare.json"),
+        "raw of another size": (["ingest", str(folder / "short.bil"), "X", *mm], 1, "short"),
+        "unknown field in a sidecar": (["ingest", str(folder / "odd.bil"), "X", *mm], 2, "gain"),
+        "depth that no camera has": (["ingest", str(folder / "deep.bil"), "X", *mm], 2, "9"),
+        "patches of no strip": (["ingest", str(folder / "events.csv"), "X", *mm], 2, "--width-mm"),
+        "patches without places": (
+            ["ingest", str(folder / "events.csv"), "X", *mm, "--width-mm", "9", "--length-m", "1"],
+            2,
+            "events.csv",
+        ),
+        "frozen norms of nothing": (["train", "m", "--data", str(data), "--frozen-norms"], 2, "--init"),
+        "crop off the grid": (["train", "m", "--data", str(data), "--crop-px", "100"], 2, "100"),
     }
 
 
