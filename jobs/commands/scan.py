@@ -176,11 +176,15 @@ def _tell_estimate(
     if as_json:
         console.emit({"roll_id": roll.roll_id, **asdict(told), "disk_free_bytes": free})
         return
+    left = told.bands - told.bands_done
     rows = [
         ("run", told.run_id),
         ("bands", f"{told.bands} of {told.band_lines} lines, {told.bands_done} done"),
         ("at once", f"{told.slots} ({executor.name})"),
-        ("time", f"about {_duration(told.seconds)}, from {told.basis}"),
+        (
+            "time",
+            f"about {_duration(told.seconds)}, from {told.basis}" if left else "none: all bands are done",
+        ),
         ("memory", f"{told.memory_bytes / 1e6:,.0f} MB for the bands at work"),
         ("disk", f"{told.disk_bytes / 1e6:,.1f} MB for mask and receipts; {free / 1e9:,.1f} GB free"),
     ]
