@@ -8,8 +8,8 @@ bands, and a worker that dies takes few with it. Results lie on disk: nothing bu
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ IN_FLIGHT = 2  # tasks per slot: one runs, one waits
 HANGS = 20  # times as long as the slowest task so far, and nothing came back: something hangs
 HANGS_AT_LEAST_S = 60.0
 MEMORY_SHARE = 0.9  # of the free memory
-GONE = "the Dask scheduler is gone: the bands done are kept, the same command goes on when it is back"
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -54,6 +53,12 @@ class Executor(Protocol):
 
     def submit(self, work: Callable[[Task], Result], task: Task) -> Future[Result]:
         """Have a task done."""
+
+    def wait(self, futures: Collection[Future[Result]], timeout: float) -> set[Future[Result]]:
+        """Those that are done, as soon as one is; none after `timeout` seconds."""
+
+    def drop(self, futures: Collection[Future[Result]]) -> None:
+        """Forget tasks that wait; those that run in this process are waited for."""
 
     def revive(self) -> None:
         """Start afresh because nothing comes back; what was submitted is forgotten."""
@@ -100,6 +105,14 @@ class Threads:
     def submit(self, work: Callable[[Task], Result], task: Task) -> Future[Result]:
         return self._pool.submit(work, task)
 
+    def wait(self, futures: Collection[Future[Result]], timeout: float) -> set[Future[Result]]:
+        return wait(futures, None if timeout == float("inf") else timeout, FIRST_COMPLETED).done
+
+    def drop(self, futures: Collection[Future[Result]]) -> None:
+        for future in futures:
+            future.cancel()
+        wait(future for future in futures if not future.cancelled())
+
     def revive(self) -> None:
         raise AssertionError("threads have no end of patience")
 
@@ -121,7 +134,7 @@ def scan_bands(
 ) -> Generator[tuple[Band, Fault | None]]:
     """Each band as it is done, and what is wrong with it, if anything is."""
     for band, future in window(executor, partial(scan_one, job), bands):
-        died = isinstance(_error(future), executor.deaths)
+        died = isinstance(future.exception(), executor.deaths)
         yield band, Fault("it kills its worker, also when run alone") if died else future.result()
 
 
@@ -152,7 +165,7 @@ def window(
                 begin(blamed.popleft())
             if not running:
                 return
-            done, _ = wait(running, None if patience == float("inf") else patience, FIRST_COMPLETED)
+            done = executor.wait(running, patience)
             if not done:
                 if revived:
                     raise UserError(
@@ -169,21 +182,12 @@ def window(
                 task, begun = running.pop(future)
                 slowest = max(slowest, time.monotonic() - begun)
                 patience, revived = min(executor.patience_s, HANGS * slowest), False
-                if not alone and isinstance(_error(future), executor.deaths):
+                if not alone and isinstance(future.exception(), executor.deaths):
                     blamed.append(task)
                 else:
                     yield task, future
     finally:
-        for future in running:
-            future.cancel()
-        wait(future for future in running if not future.cancelled())
-
-
-def _error(future: Future[Result]) -> BaseException | None:
-    try:
-        return future.exception()
-    except CancelledError:
-        raise UserError(GONE, LOCKED) from None
+        executor.drop(running)
 
 
 def slots() -> int:

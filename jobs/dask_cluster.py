@@ -9,8 +9,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib import import_module
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dask
+import distributed
 from distributed import Client, KilledWorker, LocalCluster, Security, Worker, WorkerPlugin
 from rollsight.inspect.engines import choose
 from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
 from rollsight.inspect.scan import Facts, facts_here
-from rollsight.jobs.cluster import GONE, Tls, free_memory
+from rollsight.jobs.cluster import Tls, free_memory
 from rollsight.jobs.workers import BandJob, Setup, facts_report, ready
 
 Task = TypeVar("Task")
@@ -39,10 +40,10 @@ WORKERS_S = 60  # for the first worker to come
 ANSWER_S = 120  # for what a worker is, its libraries imported
 ASKED, RESTART_S = 3, 3  # times, and seconds between them, where a worker died meanwhile
 PATIENCE_S = 900.0  # for the first band
-PROCESS_BYTES = (
-    500_000_000  # a worker with libraries and model: 0.1 GB (ONNX Runtime) to 0.3 GB (torch), and Dask
-)
+PROCESS_BYTES = 500_000_000  # of a worker with libraries and model: 0.3 GB with torch, and Dask
 THREADS_PER_GPU = 2  # one reads while the other computes; the engine has a lock
+
+GONE = "the Dask scheduler is gone: the bands done are kept, the same command goes on when it is back"
 
 CONFIG_LOCAL = {
     "distributed.worker.multiprocessing-method": "spawn",  # zarr's event loop does not survive a fork
@@ -98,13 +99,13 @@ class Dask:
         self._connect = connect
         self._device = device  # that of local processes; None: the workers are asked
         self._job: BandJob | None = None
+        self._under_way: dict[Future[Any], Any] = {}  # Dask's futures by ours
         self._open()
 
     def _open(self) -> None:
         self._stack = ExitStack()
         try:
             self._client = self._connect(self._stack)
-            self._pool = self._client.get_executor(pure=False, retries=RETRIES)
             self._client.wait_for_workers(1, timeout=WORKERS_S)
         except TimeoutError:
             self._stack.close()
@@ -170,9 +171,37 @@ class Dask:
             self._client.unregister_worker_plugin(plugin)
 
     def submit(self, work: Callable[[Task], Result], task: Task) -> Future[Result]:
-        return self._pool.submit(work, task)  # type: ignore[no-any-return]
+        # Not by Client.get_executor(): its futures stay open for ever where a result was lost with its
+        # worker, the task runs again, and then fails (distributed 2026.8, found by bench/faults.py).
+        future: Future[Result] = Future()
+        self._under_way[future] = self._client.submit(work, task, pure=False, retries=RETRIES)
+        return future
+
+    def wait(self, futures: Collection[Future[Result]], timeout: float) -> set[Future[Result]]:
+        ours = {self._under_way[future]: future for future in futures}
+        try:
+            with self._client.as_current():
+                done, _ = distributed.wait([*ours], timeout, return_when="FIRST_COMPLETED")
+        except TimeoutError:
+            return set()
+        except CancelledError:
+            raise UserError(GONE, LOCKED) from None
+        for theirs in done:
+            try:
+                ours[theirs].set_result(theirs.result(timeout=min(timeout, ANSWER_S)))
+            except TimeoutError:  # lost with its worker, and not yet there again
+                continue
+            except Exception as fault:
+                ours[theirs].set_exception(fault)
+            del self._under_way[ours[theirs]]
+        return {future for future in futures if future.done()}
+
+    def drop(self, futures: Collection[Future[Result]]) -> None:
+        for future in futures:
+            del self._under_way[future]  # with its last reference Dask forgets a task
 
     def revive(self) -> None:
+        self._under_way.clear()
         self.close()
         self._open()
         if self._job is not None:

@@ -37,7 +37,7 @@ from rollsight.inspect.scan import (
     receipt_path,
     slot_bytes,
 )
-from rollsight.jobs.cluster import Executor, Threads, scan_bands
+from rollsight.jobs.cluster import Executor, Threads, scan_bands, window
 from rollsight.jobs.executors import open_executor
 from rollsight.jobs.summary import from_strip_edge, summarise
 from rollsight.jobs.workers import Band, BandJob, Fault, Setup, probe
@@ -233,6 +233,8 @@ def _results(
 
     def results_on(executor: Executor, bands: list[Band]) -> Generator[tuple[Band, Fault | None]]:
         if bands:
+            for y0, _ in bands:  # no valid one was found: to a worker a receipt is a commit
+                receipt_path(scan.receipts, y0).unlink(missing_ok=True)
             job = _job(scan, executor)
             executor.begin(job, need)
             yield from scan_bands(executor, job, bands)
@@ -360,7 +362,8 @@ def estimate_roll(scan: Planned, executor: Executor, band_lines: int | None = No
         y0 = roll.lines // 2 // plan.core_lines * plan.core_lines
         y1 = min(y0 + plan.core_lines, roll.lines)
         lines, basis = y1 - y0, f"a probe of {y1 - y0} lines"
-        seconds, size = executor.submit(partial(probe, scan.setup, plan, roll), (y0, y1)).result()
+        [(_, probed)] = window(executor, partial(probe, scan.setup, plan, roll), [(y0, y1)])
+        seconds, size = probed.result()
     left = roll.lines - sum(receipt.y1 - receipt.y0 for receipt in valid)
     return Estimate(
         plan.run_id,

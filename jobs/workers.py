@@ -17,7 +17,7 @@ from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.models import open_model
 from rollsight.inspect.roll_places import disk_errors
 from rollsight.inspect.rolls import LabelWriter, Roll, open_roll
-from rollsight.inspect.scan import Facts, Plan, facts_here, scan_band, scan_lines
+from rollsight.inspect.scan import Facts, Plan, facts_here, receipt_path, scan_band, scan_lines
 
 Band = tuple[int, int]  # lines of the roll, half-open
 
@@ -62,7 +62,7 @@ class Fault:
 
 
 def scan_one(job: BandJob, band: Band) -> Fault | None:
-    """Scan a band and commit it, or say what is wrong with it.
+    """Scan a band that has no receipt and commit it, or say what is wrong with it.
 
     Returned and not raised: what a Dask worker raises is tried again, on whichever worker.
     """
@@ -70,6 +70,8 @@ def scan_one(job: BandJob, band: Band) -> Fault | None:
         engine = ready(job.setup, _worker())
     except UserError as fault:
         return Fault(str(fault)[:MAX_FAULT], True, fault.exit_code)
+    if receipt_path(job.receipts, band[0]).is_file():
+        return None  # committed, and the answer was lost with the worker
     try:
         roll, label = _opened(job)
         if job.begun is not None:
