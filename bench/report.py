@@ -97,6 +97,10 @@ def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
     for key, value in figures.items():
         if isinstance(value, Mapping):
             yield from _rows(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            for number, part in enumerate(value, start=1):
+                told = "; ".join(f"{name} {_cell(figure)}" for name, figure in part.items())
+                yield f"{prefix}{key} {number}", told
         else:
             yield f"{prefix}{key}", _cell(value)
 
