@@ -607,8 +607,9 @@ class RollWriter:
         if len(self._levels) > _LIVE_LEVELS:
             name = str(_LIVE_LEVELS - 1)
             array, height = open_for_reading(home, name, layouts[name]), done // FACTOR ** (_LIVE_LEVELS - 1)
-            for y in range(0, height, SHARD_LINES):
-                part = (slice(None), slice(y, min(y + SHARD_LINES, height)))
+            rows_at_once = layouts[name].shard[1]  # as the live writer hands them on: no more memory than it
+            for y in range(0, height, rows_at_once):
+                part = (slice(None), slice(y, min(y + rows_at_once, height)))
                 self._levels[_LIVE_LEVELS].append_mean(read_array(array, part, home))
 
     def _set_lines(self, lines: int) -> None:
