@@ -20,6 +20,7 @@ bits unless scale says otherwise.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -310,9 +311,11 @@ def _line_table(said: dict[str, Any], lines: int, sidecar: Path) -> Path | None:
         raise UserError(
             f"{sidecar}: line_table is {shown(name)}: needed the name of a CSV in the same folder", USAGE
         )
-    table = sidecar.with_name(name)
-    if not table.is_file():
-        raise UserError(f"no file {table}, which {sidecar.name} names as line_table: put it there", USAGE)
+    table = sidecar.parent / name
+    if not os.path.isfile(table):  # noqa: PTH113 (Path.is_file raises where a name is too long)
+        raise UserError(
+            f"no file {shown(name)} beside {sidecar}, which names it as line_table: put it there", USAGE
+        )
     found = 0
     for batch in _batches(table):
         if any(column.null_count for column in batch.columns):

@@ -9,6 +9,7 @@ a split must not cut.
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,12 @@ def _from_manifest(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
             )
             continue
         pair = (root / row["image"], root / row["mask"])
-        missing = [path for path in pair if not path.is_file() or not path.resolve().is_relative_to(inside)]
+        missing = [
+            path
+            for path in pair
+            if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where a name is too long)
+            or not path.resolve().is_relative_to(inside)
+        ]
         for path in missing:
             on_fault("missing", f"{manifest} line {number}: no file {path} in the data's folder")
         if not missing:

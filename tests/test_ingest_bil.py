@@ -176,9 +176,9 @@ def test_a_line_table_that_does_not_fit_is_refused(tmp_path, destination, text, 
     assert "t.csv" in message and named in message
 
 
-@pytest.mark.parametrize("name", ["../t.csv", "/etc/passwd", "no.csv", 5])
+@pytest.mark.parametrize("name", ["../t.csv", "/etc/passwd", "no.csv", "", "a" * 5000, 5])
 def test_a_line_table_is_a_file_beside_the_sidecar(tmp_path, destination, name):
-    assert str(name) in refusal(write(tmp_path, noise(8), dtype="u1", line_table=name), destination)
+    assert str(name)[:30] in refusal(write(tmp_path, noise(8), dtype="u1", line_table=name), destination)
 
 
 @pytest.mark.parametrize(
