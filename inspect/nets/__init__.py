@@ -1,5 +1,12 @@
 """Segmentation nets: to add one, write the function and name it here."""
 
-from rollsight.inspect.nets.unet import unet_lite
+from rollsight.inspect.nets import deeplab, fast, fcn, unet
 
-NETS = {"unet_lite": unet_lite}
+NETS = {
+    "fcn": fcn.fcn,
+    "unet": unet.unet,
+    "unet_lite": unet.unet_lite,
+    "deeplabv3plus": deeplab.deeplabv3plus,
+    "mobile": deeplab.mobile,
+    "fast": fast.fast,
+}

