@@ -8,11 +8,13 @@ a split must not cut.
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ ANY_SPLIT = "any"  # of a roll: it is what it is given as, and its coil is the g
 SHARES = (0.70, 0.85)  # where a plain folder has no split: train below the first, val below the second
 MAX_SIDE = 16_384  # px: a labelled image is a patch; whole rolls come as rolls
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # as Pillow names them: no other of its decoders is tried
 ROLL_TILE = 256  # px: the tile in which a labelled roll is sampled
 CLEAN_TILES = 0.5  # clean tiles kept per tile with a defect
 
@@ -46,6 +49,7 @@ class ImageFile:
     mask: Path
     split: str
     group: str
+    source: str = ""  # where its labels come from, as far as anybody said
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Image (1, H, W) in [0, 1] and mask (H, W), 0 background, index + 1 of the class, 255 ignore."""
@@ -54,11 +58,11 @@ class ImageFile:
 
     def read_image(self) -> NDArray[np.float32]:
         """The image (1, H, W) in [0, 1] alone."""
-        return _read_gray(self.image)[None]
+        return read_gray(self.image)[None]
 
     def read_mask(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The mask alone; UserError where it is not of the image's `shape` (H, W)."""
-        mask = np.asarray(_open(self.mask))
+        mask = np.asarray(open_image(self.mask))
         if mask.ndim != 2 or mask.shape != shape:
             size = " x ".join(map(str, mask.shape[::-1]))
             raise UserError(
@@ -160,7 +164,7 @@ def open_labels(root: Path, on_fault: OnFault = refuse) -> LabelledData:
     samples = list(_from_manifest(root, on_fault) if listed else _from_folders(root, on_fault))
     if not samples:
         raise UserError(f"{root}: no image with a mask found: expected images/ and masks/ with equal names")
-    _check_straddling(root, samples, on_fault)
+    check_straddling(root, samples, on_fault)
     return LabelledData(root, classes, tuple(samples))
 
 
@@ -183,7 +187,7 @@ def _from_manifest(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
         for path in missing:
             on_fault("missing", f"{manifest} line {number}: no file {path} in the data's folder")
         if not missing:
-            yield ImageFile(*pair, row["split"], row["group"])
+            yield ImageFile(*pair, row["split"], row["group"], row.get("source") or "")
 
 
 def manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
@@ -216,10 +220,10 @@ def _from_folders(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
                 continue
             alone = f"{part.name}/{relative.stem}" if split_folders else relative.stem
             group = str(relative.parent) if len(relative.parts) > 1 else alone
-            yield ImageFile(image, mask, part.name if split_folders else _split_of(group), group)
+            yield ImageFile(image, mask, part.name if split_folders else split_of(group), group)
 
 
-def _split_of(group: str) -> str:
+def split_of(group: str) -> str:
     """The split of a group where the folder names none: by a hash, so it stays when data is added."""
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
     return SPLITS[sum(share >= bound for bound in SHARES)]
@@ -262,13 +266,19 @@ def _read_classes(path: Path) -> tuple[str, ...]:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}): expected a list of class names") from None
+    return check_classes(path, names)
+
+
+def check_classes(where: Path, names: Any) -> tuple[str, ...]:
+    """Class names in the order of their mask values from 1; UserError where they are none."""
     valid = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
     if not valid or len(set(names)) != len(names) or not 0 < len(names) < IGNORE:
-        raise UserError(f"{path}: expected a list of 1 to 254 different class names")
+        raise UserError(f"{where}: expected a list of 1 to 254 different class names")
     return tuple(names)
 
 
-def _check_straddling(root: Path, samples: Iterable[Sample], on_fault: OnFault) -> None:
+def check_straddling(root: Path, samples: Iterable[Sample], on_fault: OnFault) -> None:
+    """Tell `on_fault` of each group that lies in two splits."""
     splits: dict[str, list[str]] = {}
     for sample in samples:
         found = splits.setdefault(sample.group, [])
@@ -283,9 +293,10 @@ def _check_straddling(root: Path, samples: Iterable[Sample], on_fault: OnFault) 
             )
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: PurePath, content: bytes | None = None) -> Image.Image:
+    """The decoded image file `path`, or `content` under its name; UserError where it is no image."""
     try:
-        image = Image.open(path)
+        image = Image.open(Path(path) if content is None else io.BytesIO(content), formats=IMAGE_FORMATS)
         if max(image.size) > MAX_SIDE:
             raise UserError(
                 f"{path}: {image.size[0]} x {image.size[1]} px is over {MAX_SIDE}: ingest it as a roll"
@@ -301,9 +312,9 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _read_gray(path: Path) -> NDArray[np.float32]:
-    """A gray image (H, W) in [0, 1]; colour is converted by ITU-R 601 luma."""
-    image = _open(path)
+def read_gray(path: PurePath, content: bytes | None = None) -> NDArray[np.float32]:
+    """A gray image (H, W) in [0, 1], of `open_image`; colour is converted by ITU-R 601 luma."""
+    image = open_image(path, content)
     if image.mode.startswith("I;16"):
         return np.asarray(image, dtype=np.float32) / np.float32(65535)
     if image.mode in ("I", "F"):  # Pillow would cut all above 255 to white
