@@ -1,4 +1,4 @@
-"""Augmentation of (image, mask, weight) together, by kornia; and the weight of small components."""
+"""Augmentation of an image and its planes together, by kornia; and the planes that components give."""
 
 from collections.abc import Iterable
 
@@ -14,16 +14,19 @@ from torch import Tensor
 AREA_FLOOR = 16  # px: below it a component weighs no more, annotation noise would
 WEIGHT_RANGE = (1.0, 8.0)
 RING = 5  # px of background around a component that share its weight
+LIGHT_GRADIENT = (0.02, 0.1)  # of white, from one side of a crop to the other; dark strip is at 0.2
 
 
-def augmentations() -> K.AugmentationSequential:
-    """Flips, quarter turns, small affine and elastic deformation, light: on (image, mask, weight).
+def augmentations(light_gradient: float = 0.0) -> K.AugmentationSequential:
+    """Flips, quarter turns, small affine and elastic deformation, light: on (image, planes).
 
-    Image (N, M, H, W) in [0, 1]; mask and weight (N, 1, H, W) float, resampled by nearest neighbour, so
-    that no class and no weight is invented. Reflection at the border: kornia's zeros would be a dark
-    frame that no strip has. The light comes last, and on the image only.
+    Image (N, M, H, W) in [0, 1]; planes (N, P, H, W) float, resampled by nearest neighbour, so that no
+    class, weight or component is invented. Reflection at the border: kornia's zeros would be a dark
+    frame that no strip has. The light comes last, and on the image only; `light_gradient` is the share of
+    samples in which it also rises or falls from one side to the other.
     kornia's brightness is added, not multiplied: 0.75 would take dark strip (gray 50 of 255) to black.
     """
+    falling = [K.RandomLinearIllumination(gain=LIGHT_GRADIENT, p=light_gradient)] if light_gradient else []
     return K.AugmentationSequential(
         K.RandomHorizontalFlip(p=0.5),
         K.RandomVerticalFlip(p=0.5),
@@ -37,17 +40,19 @@ def augmentations() -> K.AugmentationSequential:
         K.RandomGamma(gamma=(0.75, 1.35), p=0.5),
         K.RandomContrast(contrast=(0.8, 1.15), p=0.5),
         K.RandomBrightness(brightness=(0.95, 1.05), p=0.5),
-        data_keys=["input", "mask", "mask"],
+        *falling,
+        data_keys=["input", "mask"],
         extra_args={DataKey.MASK: {"resample": Resample.NEAREST}},
     )
 
 
 def augment(
-    pipeline: K.AugmentationSequential, image: Tensor, labels: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One random draw for each sample: (N, M, H, W), int64 (N, H, W), float (N, H, W) -> the same."""
-    image, mask, plane = pipeline(image, labels[:, None].float(), weight[:, None])
-    return image, mask[:, 0].round().long(), plane[:, 0]
+    pipeline: K.AugmentationSequential, image: Tensor, labels: Tensor, *planes: Tensor
+) -> tuple[Tensor, Tensor, *tuple[Tensor, ...]]:
+    """One random draw for each sample: (N, M, H, W), int64 (N, H, W), float planes (N, H, W) -> the same."""
+    image, warped = pipeline(image, torch.stack([labels.float(), *planes], dim=1))
+    first, *others = warped.unbind(dim=1)
+    return image, first.round().long(), *others
 
 
 def component_areas(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -56,25 +61,31 @@ def component_areas(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray
     return ids, np.bincount(ids.ravel(), minlength=count + 1)
 
 
-def reference_area(masks: Iterable[NDArray[np.uint8]]) -> float:
-    """A_ref: the median component area of the training masks, in px; 1 where they hold none."""
-    areas = np.concatenate([component_areas(mask)[1][1:] for mask in masks] or [np.zeros(0, dtype=np.int64)])
-    return float(np.median(areas)) if areas.size else 1.0
+def reference_area(areas: Iterable[NDArray[np.int64]]) -> float:
+    """A_ref: the median component area in px; 1 where there is none. areas as `component_areas` has them."""
+    every = np.concatenate([np.zeros(0, dtype=np.int64), *(found[1:] for found in areas)])
+    return float(np.median(every)) if every.size else 1.0
 
 
-def component_weight(mask: NDArray[np.uint8], area_ref: float) -> NDArray[np.float16]:
-    """sqrt(A_ref / A) clipped to [1, 8] on each component and a 5 px ring around it, 0 elsewhere: (H, W).
+def component_planes(
+    ids: NDArray[np.int32], areas: NDArray[np.int64], area_ref: float
+) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
+    """What each pixel has of the components around it, both (H, W); ids and areas as `component_areas`.
 
+    Its weight: `weight_of` each component on it and on a 5 px ring around it, 0 elsewhere; where rings
+    meet, the nearest component's holds. Its region: the nearest component, 0 where there is none.
     From the whole mask, before any crop or warp: half of the components under 256 px in a random
-    128 px crop are slivers that the crop cut off a larger one (measured). Where rings meet, the nearest
-    component's weight holds; a component keeps its own.
+    128 px crop are slivers that the crop cut off a larger one (measured).
     """
-    ids, areas = component_areas(mask)
-    weight = np.clip(np.sqrt(area_ref / np.maximum(areas, AREA_FLOOR)), *WEIGHT_RANGE)
-    weight[0] = 0.0
     distance, nearest = ndimage.distance_transform_edt(ids == 0, return_indices=True)
-    near = np.where(distance <= RING, ids[tuple(nearest)], 0)
-    return weight[near].astype(np.float16)
+    regions = ids[tuple(nearest)]
+    weight = np.append(0.0, weight_of(areas[1:], area_ref))
+    return weight[np.where(distance <= RING, regions, 0)].astype(np.float16), regions
+
+
+def weight_of(areas: NDArray[np.int64], area_ref: float) -> NDArray[np.float64]:
+    """What components of these areas, in px, weigh: sqrt(A_ref / A) clipped to [1, 8]."""
+    return np.clip(np.sqrt(area_ref / np.maximum(areas, AREA_FLOOR)), *WEIGHT_RANGE)
 
 
 def to_batch(images: list[NDArray[np.float32]], masks: list[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,29 @@
 """Labelled data in, a model in the plant out: training, then the figures on its card."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from rollsight.inspect.checkpoints import CONFIG, CURVE
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import card_metric, evaluate
+from rollsight.inspect.golden import GOLDEN_PX, GOLDEN_WINDOWS
 from rollsight.inspect.labels import ANY_SPLIT, LabelledData
 from rollsight.inspect.metrics import Tally
 from rollsight.inspect.models import Model, save_model, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import check_roll_id
 from rollsight.inspect.train import Recipe, model_classes, train
+from rollsight.inspect.training_pictures import draw_curves, draw_worst, worst_images
+from rollsight.inspect.windows import cut_windows
 
+TRAINING = "training"  # folder of a model with what its training was
+CURVES_PICTURE = "curve.png"
 THRESHOLD = 0.5  # per class, until a false-alarm budget on clean strip has been fitted
 THRESHOLD_BASIS = (
     "0.5 for every class: the plain majority, not fitted. "
@@ -33,17 +41,21 @@ def train_model(
     exhaustive: Sequence[bool] = (),
     notes: Sequence[str] = (),
     init: Model | None = None,
+    teacher: Model | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Model:
     """Train on the train split of each source and put the model into the plant as `models/<name>`.
 
-    The figures on the val splits, where sources have one, go on the card. Raises UserError for a name
-    that is taken or data that cannot be trained on. Interrupted, the same call goes on.
+    The figures on the val splits, where sources have one, go on the card; `patience` judges by these splits.
+    The folder `training` in the model has what the training was: configuration, curve, curves and worst val
+    images as PNG. Raises UserError for a name that is taken or data that cannot be trained on. Interrupted,
+    the same call goes on.
     """
     check_roll_id(name)  # model names keep to the same letters
     if name == "default" or (plant.models / name).exists():
         raise UserError(f"model {name!r} exists: choose another name", USAGE)
     learned = [source.of_split("train") for source in data]
+    held = [source.of_split("val") for source in data if any(s.split == "val" for s in source.samples)]
     classes = model_classes(learned)
     begin = None
     if init is not None:
@@ -54,8 +66,21 @@ def train_model(
                 USAGE,
             )
         begin, recipe = (init.net(), init.card.classes), replace(recipe, init=init.hash)
+    taught = None
+    if teacher is not None:
+        taught, recipe = (teacher.net(), teacher.card.classes), replace(recipe, teacher=teacher.hash)
     run = plant.models / f".{name}.training"
-    net = train(learned, run, recipe, shares=shares, exhaustive=exhaustive, on_step=on_step, init=begin)
+    net = train(
+        learned,
+        run,
+        recipe,
+        shares=shares,
+        exhaustive=exhaustive,
+        val=held,
+        on_step=on_step,
+        init=begin,
+        teacher=taught,
+    )
     card: dict[str, Any] = {
         "name": name,
         "net": recipe.net,
@@ -69,13 +94,28 @@ def train_model(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "notes": list(notes),
     }
-    # Under another name until the card is complete: killed here, the same call makes it again.
-    model = save_model(run / name, net, card)
-    for source in data:
-        if any(sample.split == "val" for sample in source.samples):
-            model = add_to_card(model, source, "val")
+    # Under another name until all is there: killed here, the same call makes it again.
+    golden = cut_windows(learned, GOLDEN_WINDOWS, GOLDEN_PX, recipe.seed)
+    model = save_model(run / name, net, card, golden)
+    for source in held:
+        model = add_to_card(model, source, "val")
+    keep_training(run, model, held)
     model.folder.rename(plant.models / name)
+    shutil.rmtree(run)
     return plant.model(name)
+
+
+def keep_training(run: Path, model: Model, held: Sequence[LabelledData]) -> None:
+    """Put what the training was into the model's folder: `training` with its files and pictures."""
+    kept = model.folder / TRAINING
+    kept.mkdir(exist_ok=True)
+    for file in (CONFIG, CURVE):
+        shutil.copyfile(run / file, kept / file)
+    draw_curves(run / CURVE, kept / CURVES_PICTURE)
+    engine = open_engine(model)[1]
+    for number, source in enumerate(held, start=1):
+        judged = worst_images(model, engine, source)
+        draw_worst(judged, source.classes, kept / f"worst_{number}.png")
 
 
 def add_to_card(model: Model, data: LabelledData, split: str, tally: Tally | None = None) -> Model:

@@ -1,5 +1,6 @@
 """Image, mask and weight move together; a small component weighs what its whole area says."""
 
+import kornia.augmentation as K
 import numpy as np
 import pytest
 import torch
@@ -7,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rollsight.inspect.augment import (
+    LIGHT_GRADIENT,
     RING,
     augment,
     augmentations,
     component_areas,
-    component_weight,
+    component_planes,
     reference_area,
     to_batch,
 )
@@ -39,9 +41,9 @@ def batch():
     return images, labels, weight
 
 
-def draw(batch, seed):
+def draw(batch, seed, **options):
     torch.manual_seed(seed)
-    return augment(augmentations(), *batch)
+    return augment(augmentations(**options), *batch)
 
 
 def misplaced(image, mask):
@@ -138,6 +140,14 @@ def test_all_lighting_modes_of_a_sample_move_together(batch):
 # The weight of small components
 
 
+def component_weight(mask, area_ref):
+    return component_planes(*component_areas(mask), area_ref)[0]
+
+
+def regions_of(mask):
+    return component_planes(*component_areas(mask), 1.0)[1]
+
+
 def mask_of(*squares, side=96):
     """A mask with squares (y, x, size, class)."""
     mask = np.zeros((side, side), dtype=np.uint8)
@@ -227,12 +237,66 @@ def test_weight_is_where_a_component_is_within_5_px(mask):
     assert not near.any() or weight[near].min() >= 1
 
 
+def areas_of(*masks):
+    return [component_areas(mask)[1] for mask in masks]
+
+
 def test_the_reference_is_the_median_area_of_all_masks():
     masks = [mask_of((5, 5, 4, 1), (40, 40, 10, 2)), mask_of((5, 5, 5, 1)), mask_of()]
 
-    assert reference_area(masks) == 25
+    assert reference_area(areas_of(*masks)) == 25
 
 
 def test_the_reference_of_clean_masks_is_1():
-    assert reference_area([mask_of()]) == 1
+    assert reference_area(areas_of(mask_of())) == 1
     assert reference_area([]) == 1
+
+
+# The component nearest to each pixel
+
+
+@given(arrays(np.uint8, (14, 15), elements=st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1, 2, IGNORE])))
+def test_a_pixels_region_is_a_component_that_none_is_nearer_than(mask):
+    ids, areas = component_areas(mask)
+
+    regions = regions_of(mask)
+
+    assert (regions[ids > 0] == ids[ids > 0]).all()
+    if len(areas) == 1:
+        assert not regions.any()
+        return
+    to_each = np.stack([ndimage.distance_transform_edt(ids != i) for i in range(1, len(areas))])
+    assert (np.take_along_axis(to_each, regions[None] - 1, axis=0)[0] == to_each.min(axis=0)).all()
+
+
+def test_planes_beside_the_labels_are_warped_as_they_are(batch):
+    image, labels, weight = batch
+    _, expected, other = draw(batch, 5)
+
+    _, found, first, second = draw((image, labels, weight, labels.float()), 5)
+
+    assert torch.equal(found, expected)
+    assert torch.equal(first, other)
+    assert torch.equal(second.long(), found)
+
+
+# Light that falls off
+
+
+def test_a_light_gradient_runs_from_one_side_to_the_other_and_moves_no_label(batch):
+    image, labels, weight = (plane[:1].repeat_interleave(8, dim=0) for plane in batch)
+    light = augmentations(light_gradient=1.0)[-1]
+
+    torch.manual_seed(0)
+    lit, kept, _ = augment(
+        K.AugmentationSequential(light, data_keys=["input", "mask"]), image, labels, weight
+    )
+
+    change = (lit - image)[:, 0]
+    assert torch.equal(kept, labels)
+    assert (change.abs().amax(dim=(1, 2)) <= LIGHT_GRADIENT[1] + 1e-6).all()
+    assert (change.abs().amax(dim=(1, 2)) >= LIGHT_GRADIENT[0] - 1e-6).all()
+    along = torch.stack(
+        [change.diff(dim=1).abs().amax(dim=(1, 2)), change.diff(dim=2).abs().amax(dim=(1, 2))]
+    )
+    assert ((along > 1e-5).sum(dim=0) == 1).all()  # across or along, never both

@@ -5,9 +5,28 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
+from hypothesis import given
+from hypothesis import strategies as st
+from kornia.losses import lovasz_softmax_loss
+from monai.losses import BoundaryLoss, DiceLoss, FocalLoss, TverskyLoss
 from rollsight.inspect.labels import IGNORE
-from rollsight.inspect.losses import dice, focal, focal_map, merge_unlabelled, small_object
+from rollsight.inspect.losses import (
+    BOUNDARY_REACH,
+    FALSE_ALARM,
+    LOSSES,
+    MISS,
+    REGIONAL,
+    TEMPERATURE,
+    boundary,
+    dice,
+    distillation,
+    focal,
+    focal_map,
+    lovasz,
+    merge_unlabelled,
+    small_object,
+    tversky,
+)
 
 LN2 = math.log(2)
 SURE = 30.0  # a logit whose softmax is 1 in fp32
@@ -218,3 +237,199 @@ def test_twice_the_weight_everywhere_is_the_same_loss():
     weight = torch.tensor([[[1.0, 8.0], [2.0, 0.0]]])
 
     torch.testing.assert_close(small_object(logits, labels, 2 * weight), small_object(logits, labels, weight))
+
+
+# What holds for every loss that a training can name
+
+EVERY = {**REGIONAL, "focal": focal}
+ALL = pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
+
+
+def patchwork(samples=2, classes=3, side=16):
+    """Labels (N, side, side) in patches of 4 x 4 px, some of them ignored."""
+    patches = torch.arange(samples * (side // 4) ** 2).reshape(samples, side // 4, side // 4) * 5 % 7
+    labels = torch.where(patches < classes, patches, torch.where(patches == 6, IGNORE, 0))
+    return labels.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+
+
+def test_every_name_that_a_training_can_choose_is_made_of_these():
+    assert {term for terms in LOSSES.values() for term in terms} == EVERY.keys()
+    assert LOSSES["dice_focal"] == ("dice", "focal")
+
+
+@ALL
+def test_a_loss_is_0_at_the_truth_and_above_it_elsewhere(loss):
+    labels = patchwork()
+    truth = torch.where(labels == IGNORE, 0, labels)
+
+    assert loss(sure(truth, 3), labels).item() == pytest.approx(0, abs=1e-4)
+    assert loss(noise(2, 3, 16, 16), labels) > 0.05
+    assert loss(sure((truth + 1) % 3, 3), labels) > 0.2
+
+
+@ALL
+@given(order=st.permutations(range(4)), seed=st.integers(0, 2**16))
+def test_the_order_of_the_samples_does_not_matter(loss, order, seed):
+    labels = patchwork(samples=4)
+    logits = 3 * torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(seed))
+
+    found = loss(logits, labels)
+
+    assert found >= 0
+    torch.testing.assert_close(loss(logits[order], labels[order]), found, atol=1e-5, rtol=1e-5)
+
+
+@ALL
+def test_the_gradient_is_finite_and_0_on_ignored_pixels(loss):
+    labels = patchwork()
+    logits = (20 * noise(2, 3, 16, 16)).requires_grad_()
+    loss(logits, labels).backward()
+
+    assert logits.grad.isfinite().all()
+    assert (logits.grad != 0).any()
+    assert (logits.grad.movedim(1, -1)[labels == IGNORE] == 0).all()
+
+
+@ALL
+def test_a_batch_of_nothing_but_ignored_pixels_costs_nothing(loss):
+    logits = noise(2, 3, 8, 8).requires_grad_()
+    found = loss(logits, torch.full((2, 8, 8), IGNORE))
+    found.backward()
+
+    assert found.item() == 0
+    assert (logits.grad == 0).all()
+
+
+@ALL
+def test_clean_steel_gives_a_finite_loss_and_gradient(loss):
+    logits = (1000 * noise(2, 3, 8, 8)).half().requires_grad_()
+    found = loss(logits, torch.zeros((2, 8, 8), dtype=torch.long))
+    found.backward()
+
+    assert found.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@ALL
+def test_a_class_merged_into_the_background_changes_nothing(loss):
+    """A source that does not label it sees the loss of a net that never had it."""
+    labels = patchwork(classes=2)
+    logits = noise(2, 3, 16, 16)
+    merged = merge_unlabelled(logits, torch.tensor([[True, True, False]] * 2))
+
+    torch.testing.assert_close(loss(merged, labels), loss(merged[:, :2], labels))
+
+
+@ALL
+def test_under_autocast_a_loss_is_that_of_the_same_logits_in_fp32(loss):
+    labels = patchwork()
+    half = (100 * noise(2, 3, 16, 16)).bfloat16()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(half, labels)
+
+    assert found.dtype == torch.float32
+    assert found == loss(half.float(), labels)
+
+
+# Against other libraries
+
+
+def test_tversky_is_monais_pooled_over_the_batch():
+    logits, labels = noise(3, 4, 8, 8), torch.arange(192).reshape(3, 8, 8) % 7 % 4
+    oracle = TverskyLoss(
+        include_background=False,
+        to_onehot_y=True,
+        softmax=True,
+        batch=True,
+        alpha=FALSE_ALARM,
+        beta=MISS,
+        smooth_nr=0.5,
+        smooth_dr=0.5,
+    )
+
+    torch.testing.assert_close(tversky(logits, labels), oracle(logits, labels[:, None]))
+
+
+def test_tversky_costs_a_missed_pixel_more_than_a_false_one():
+    labels = four(0, 1, 1, 0)
+
+    assert tversky(sure(four(0, 1, 0, 0), 2), labels) > tversky(sure(four(1, 1, 1, 0), 2), labels)
+
+
+def test_focal_at_gamma_2_is_monais():
+    logits, labels = noise(3, 4, 8, 8), torch.arange(192).reshape(3, 8, 8) % 7 % 4
+    oracle = FocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0, reduction="sum")
+
+    torch.testing.assert_close(
+        focal(logits, labels, 2.0), oracle(logits, labels[:, None]) / 3
+    )  # of a mean per px
+
+
+def test_lovasz_is_kornias_on_the_pixels_that_count_as_one_image():
+    logits, labels = noise(2, 3, 16, 16), patchwork()
+    counted = labels != IGNORE
+    pixels = logits.movedim(1, -1)[counted].T[None, :, None]
+
+    torch.testing.assert_close(
+        lovasz(logits, labels), lovasz_softmax_loss(pixels, labels[counted][None, None])
+    )
+
+
+def test_lovasz_of_a_sure_net_is_1_minus_iou_over_the_classes_that_occur():
+    labels, found = four(0, 1, 1, 0), four(0, 1, 0, 0)
+
+    # Background 2 of 3, class 1: 1 of 2; class 2 does not occur.
+    assert lovasz(sure(found, 3), labels).item() == pytest.approx(1 - (2 / 3 + 1 / 2) / 2)
+
+
+def test_the_boundary_loss_is_monais_less_that_of_the_truth():
+    labels = torch.zeros((2, 12, 12), dtype=torch.long)
+    labels[0, 2:7, 3:9], labels[1, 8:, :4], labels[1, 1:3, 5:8] = 1, 2, 1
+    logits = noise(2, 3, 12, 12)
+    oracle = BoundaryLoss(include_background=False, to_onehot_y=True, softmax=True)
+
+    found = boundary(logits, labels) * BOUNDARY_REACH / 2  # MONAI takes the mean of the two classes
+
+    expected = oracle(logits, labels[:, None]) - oracle(sure(labels, 3), labels[:, None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_false_alarm_beyond_the_boundarys_reach_costs_no_more():
+    labels = torch.zeros((1, 8, 64), dtype=torch.long)
+    labels[:, 2:6, 2:6] = 1
+    costs = []
+    for x in (12, 30, 50):
+        found = labels.clone()
+        found[:, 2:6, x : x + 4] = 1
+        costs.append(boundary(sure(found, 2), labels).item())
+
+    assert costs[0] < costs[1] == pytest.approx(costs[2])
+
+
+# Learning from a teacher
+
+
+def test_a_net_that_says_what_its_teacher_says_has_nothing_to_learn():
+    logits, labels = noise(1, 3, 2, 2), four(0, 1, IGNORE, 0)
+
+    assert distillation(logits + 3, logits, labels).item() == pytest.approx(0, abs=1e-6)
+    assert distillation(-logits, logits, labels) > 0.05
+
+
+def test_the_teachers_gradient_is_the_difference_of_the_softened_probabilities():
+    """Hinton et al. 2015, eq. 2, times T^2: T (q - p) for each pixel."""
+    taught, labels = noise(1, 3, 2, 2), four(0, 1, 1, 0)
+    logits = (taught.flip(1) + 1).requires_grad_()
+    distillation(logits, taught, labels).backward()
+
+    q, p = ((x / TEMPERATURE).softmax(dim=1) for x in (logits.detach(), taught))
+    torch.testing.assert_close(logits.grad, TEMPERATURE * (q - p) / 4)
+
+
+def test_ignored_pixels_are_not_learned_from_a_teacher():
+    logits = noise(1, 3, 2, 2).requires_grad_()
+    distillation(logits, -logits.detach(), four(0, IGNORE, 1, IGNORE)).backward()
+
+    assert (logits.grad[0, :, :, 1] == 0).all()
+    assert (logits.grad[0, :, :, 0] != 0).all()

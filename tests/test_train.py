@@ -1,32 +1,27 @@
 """Training: what a killed run goes on with, what it learns, and what it refuses."""
 
+import contextlib
+import copy
 import csv
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rollsight.inspect.checkpoints import BEST, CHECKPOINT, CONFIG, CURVE
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_labels
 from rollsight.inspect.nets import NETS
-from rollsight.inspect.train import (
-    CHECKPOINT,
-    CURVE,
-    Recipe,
-    _batch,
-    _mosaics,
-    _read_sources,
-    _schedule,
-    begin_from,
-    model_classes,
-    train,
-)
+from rollsight.inspect.train import Recipe, _schedule, begin_from, model_classes, train
+from rollsight.inspect.validation import mean_iou, read_held
 from safetensors.torch import load_file
 from torch import nn
 
-TINY = Recipe(steps=4, batch=4, crop_px=64, mosaic=2, ema_half_life=2)
+TINY = Recipe(net="fast", attention="none", steps=4, batch=4, crop_px=64, mosaic=2, ema_half_life=2, fewest=0)
+NORM = next(name for name, m in NETS[TINY.net](1, "none").named_modules() if isinstance(m, nn.BatchNorm2d))
 
 
 @pytest.fixture
@@ -96,7 +91,7 @@ def test_a_finished_run_is_not_trained_further(data, tmp_path, uninterrupted):
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 1e-4}, {"steps": 5}, {"seed": 1}, {"attention": "none"}]
+    "change", [{"learning_rate": 1e-4}, {"steps": 5}, {"seed": 1}, {"attention": "cbam"}]
 )
 def test_another_recipe_in_the_same_folder_is_refused(data, tmp_path, change):
     train(data, tmp_path / "run", TINY, stop_after=1)
@@ -146,7 +141,7 @@ def test_the_loss_falls_on_a_trivial_task(tmp_path):
         mask[y : y + 20, x : x + 20] = 1
         pairs.append((np.where(mask, 250, 90).astype(np.uint8), mask))
     losses = []
-    recipe = Recipe(steps=30, batch=4, crop_px=64, mosaic=1, learning_rate=3e-3)
+    recipe = replace(TINY, steps=20, mosaic=1, learning_rate=1e-2)
 
     train(
         [source(tmp_path / "data", ("pit",), *pairs)],
@@ -167,7 +162,7 @@ def test_the_averaged_net_moves_by_the_half_life_in_weights_and_in_buffers(data,
     after = load_file(tmp_path / "run" / CHECKPOINT)
 
     keep = 0.5 ** (1 / TINY.ema_half_life)
-    for name in ("head.weight", "up_8.fuse.1.running_mean", "encoder.stages.2.0.layers.1.running_var"):
+    for name in ("head.weight", *(f"{NORM}.running_{statistic}" for statistic in ("mean", "var"))):
         assert torch.equal(before[f"average.module.{name}"], before[f"net.{name}"])
         expected = keep * before[f"net.{name}"] + (1 - keep) * after[f"net.{name}"]
         torch.testing.assert_close(after[f"average.module.{name}"], expected)
@@ -177,11 +172,12 @@ def test_the_averaged_net_moves_by_the_half_life_in_weights_and_in_buffers(data,
 def test_the_trained_net_is_the_average_in_eval_mode_with_the_statistics_of_the_data(data, tmp_path):
     net = train(data, tmp_path / "run", TINY)
     average = load_file(tmp_path / "run" / CHECKPOINT)
-    pretrained = NETS["unet_lite"](2, pretrained=True)
+    begun = NETS[TINY.net](2, "none", pretrained=True)
 
     assert not net.training
     assert all(torch.equal(t, average[f"average.module.{name}"]) for name, t in net.state_dict().items())
-    assert not torch.equal(net.stem[1].running_mean, pretrained.stem[1].running_mean)
+    ours, before = (one.get_buffer(f"{NORM}.running_mean") for one in (net, begun))
+    assert not torch.equal(ours, before)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_one_percent():
@@ -194,74 +190,7 @@ def test_the_learning_rate_warms_up_and_falls_to_one_percent():
     assert rates[-1] == pytest.approx(0.01, abs=1e-4)
 
 
-# Batches
-
-
-@pytest.mark.parametrize(("batch", "mosaic"), [(8, 1), (32, 2)])
-def test_a_batch_has_the_share_of_each_source_in_whole_mosaics(tmp_path, batch, mosaic):
-    first = source(tmp_path / "a", ("pit",), (gray(), gray(value=1)))
-    second = source(tmp_path / "b", ("scratch",), (gray(), gray(value=1)))
-    recipe = Recipe(batch=batch, crop_px=64, mosaic=mosaic)
-    sources = _read_sources([first, second], ("pit", "scratch"), recipe, [3.0, 1.0], ())
-
-    for step in range(3):
-        image, labels, weight, labelled = _batch(sources, recipe, step, planes_of)
-        assert image.shape == (8, 1, 64 * mosaic, 64 * mosaic)
-        assert labels.shape == weight.shape == image[:, 0].shape
-        assert labelled.tolist() == [[True, True, False]] * 6 + [[True, False, True]] * 2
-        assert [int(t.unique()) for t in labels] == [1] * 6 + [2] * 2
-
-
-def test_a_mosaic_lays_its_crops_out_row_by_row():
-    crops = (
-        torch.arange(8.0)[:, None, None, None].expand(8, 3, 2, 5) + torch.tensor([0, 100, 200])[:, None, None]
-    )
-
-    canvases = _mosaics(crops, 2)
-
-    assert canvases.shape == (2, 3, 4, 10)
-    assert canvases[:, :, ::2, ::5].reshape(2, 3, 4)[:, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert torch.equal(canvases[0, 2, 2:, :5], crops[2, 2])
-    assert torch.equal(_mosaics(crops, 1), crops)
-
-
-def test_image_labels_and_weight_of_a_mosaic_are_the_same_crops(tmp_path):
-    pairs = [(gray(value=50 * value), gray(value=value)) for value in (1, 2, 3, 4)]
-    sources = _read_sources([source(tmp_path / "a", tuple("abcd"), *pairs)], tuple("abcd"), TINY, (), ())
-
-    image, labels, weight, _ = _batch(sources, TINY, 0, planes_of)
-
-    assert len(labels.unique()) > 1
-    torch.testing.assert_close(image[:, 0], 50 * labels / 255, atol=1e-3, rtol=0)
-    assert (weight == 1).all()
-
-
-def planes_of(image, mask, weight):
-    """A pipeline that leaves all as it is."""
-    return image, mask, weight
-
-
-def test_the_classes_of_a_model_are_the_union_in_order(tmp_path):
-    first = source(tmp_path / "a", ("pit", "scale"), (gray(), gray(value=0)))
-    second = source(tmp_path / "b", ("scratch", "pit"), (gray(), gray(value=2)))
-    classes = model_classes([first, second])
-
-    [_, other] = _read_sources([first, second], classes, replace(TINY, batch=8), (), ())
-
-    assert classes == ("pit", "scale", "scratch")
-    assert np.unique(other.masks[0]).tolist() == [1]  # value 2 of the second source is its pit
-    assert other.labelled.tolist() == [True, True, False, True]
-
-
-def test_an_exhaustive_source_says_that_the_classes_of_the_others_are_absent(tmp_path):
-    first = source(tmp_path / "a", ("pit",), (gray(), gray(value=0)))
-    second = source(tmp_path / "b", ("scratch",), (gray(), gray(value=1)))
-    recipe = replace(TINY, batch=8)
-
-    exhaustive, other = _read_sources([first, second], ("pit", "scratch"), recipe, (), [True, False])
-
-    assert exhaustive.labelled.tolist() == [True, True, True]
-    assert other.labelled.tolist() == [True, False, True]
+# Beginning from another model
 
 
 def test_a_training_begins_from_the_net_it_is_given(data, tmp_path, uninterrupted):
@@ -291,27 +220,148 @@ def test_a_net_begun_from_one_of_other_classes_keeps_what_it_knew():
         torch.testing.assert_close(net(x)[:, [0, 3, 2]], known(x))
 
 
-def test_a_component_cut_by_a_crop_keeps_the_weight_of_the_whole(tmp_path):
-    mask = gray((256, 256), 0)
-    mask[8:248, 8:248] = 1
-    data = source(tmp_path / "a", ("pit",), (gray((256, 256)), mask))
-    sources = _read_sources([data], ("pit",), TINY, (), ())
+def test_a_model_to_begin_from_lifts_the_refusal_of_too_few(data, tmp_path, uninterrupted):
+    recipe = replace(TINY, steps=1, fewest=30)
 
-    for step in range(6):
-        _, labels, weight, _ = _batch(sources, TINY, step, planes_of)
-        assert (weight[labels == 1] == 1).all()  # a crop's 64 x 64 px alone would weigh sqrt(240² / 64²)
+    train(data, tmp_path / "tuned", recipe, init=(uninterrupted, model_classes(data)))
 
 
-def test_an_image_smaller_than_the_crop_is_reflected_and_the_padding_ignored(tmp_path):
-    image = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
-    data = source(tmp_path / "a", ("pit",), (image, gray((40, 30), 1)))
-    [found] = _read_sources([data], ("pit",), TINY, (), ())
+# Judged on val
 
-    assert found.images[0].shape == (1, 64, 64)
-    assert (found.masks[0][:40, :30] == 1).all()
-    assert (found.masks[0][40:] == IGNORE).all()
-    assert (found.masks[0][:, 30:] == IGNORE).all()
-    assert np.array_equal(found.images[0][0, 40, :30], found.images[0][0, 38, :30])
+
+@pytest.fixture
+def val(labelled_folder):
+    return [open_labels(labelled_folder).of_split("val")]
+
+
+PATIENT = replace(TINY, steps=12, patience=2, evaluate_every=1, learning_rate=1e-2)
+
+
+def curve_of(run):
+    with (run / CURVE).open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_a_training_ends_after_its_patience_and_gives_its_best_net(data, val, tmp_path):
+    net = train(data, tmp_path / "run", PATIENT, val=val)
+
+    judged = [row["val_miou"] for row in curve_of(tmp_path / "run")]
+    best = judged.index(max(judged))
+    assert len(judged) == min(best + 1 + PATIENT.patience, PATIENT.steps)
+    assert len(judged) < PATIENT.steps
+    kept = load_file(tmp_path / "run" / BEST)
+    assert all(torch.equal(t, kept[name]) for name, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 3)])
+def test_a_patient_training_that_was_stopped_and_resumed_is_the_same(data, val, tmp_path, stops):
+    recipe = replace(PATIENT, evaluate_every=2, steps=5)
+    whole = train(data, tmp_path / "whole", recipe, val=val)
+    for stop in stops:
+        train(data, tmp_path / "cut", recipe, val=val, stop_after=stop)
+    resumed = train(data, tmp_path / "cut", recipe, val=val)
+
+    assert_same_weights(resumed, whole)
+    judged = [
+        [(row["step"], row["val_miou"]) for row in curve_of(tmp_path / run) if row["val_miou"] >= 0]
+        for run in ("whole", "cut")
+    ]
+    assert judged[0] == judged[1]
+
+
+def test_the_figure_on_val_is_the_pooled_miou_of_the_averaged_net(tmp_path):
+    """A net that finds class 1 at its place and half of class 2; a class the source lacks is no defect."""
+    truth, found = np.zeros((40, 40), dtype=np.uint8), np.zeros((64, 64), dtype=np.int64)
+    truth[:10, :10], truth[20:30, :10], truth[39, 39] = 1, 2, IGNORE
+    found[:10, :10], found[20:30, :5], found[35:, 35:], found[50:, 50:] = 1, 2, 3, 1
+    held = read_held(
+        [source(tmp_path / "a", ("pit", "dent"), (gray((40, 40)), truth))], ("pit", "dent", "rust")
+    )
+
+    assert mean_iou(Fixed(found), held, contextlib.nullcontext) == pytest.approx((1 + 0.5) / 2)
+
+
+class Fixed(nn.Module):
+    """Finds the same classes (H, W) in every image."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.logits = nn.Parameter(nn.functional.one_hot(torch.from_numpy(found), 4).movedim(-1, 0).float())
+
+    def forward(self, x):
+        assert x.shape[2:] == self.logits.shape[1:]
+        return self.logits[None]
+
+
+def test_a_val_split_without_a_defect_cannot_judge(data, tmp_path):
+    clean = [source(tmp_path / "a", ("pit",), (gray(), gray(value=0)))]
+
+    with pytest.raises(UserError, match="the val split holds no defect"):
+        train(data, tmp_path / "run", PATIENT, val=clean)
+
+
+# What else a recipe may ask for
+
+
+def test_deep_supervision_trains_the_depths_that_the_net_gives(data, tmp_path):
+    deep = replace(TINY, net="unet", steps=2, deep_supervision=True)
+    net = train(data, tmp_path / "deep", deep)
+    plain = train(data, tmp_path / "plain", replace(deep, deep_supervision=False))
+
+    torch.manual_seed(TINY.seed)
+    begun = NETS["unet"](2, "none", pretrained=True).depths[0].weight
+    assert torch.equal(plain.depths[0].weight, begun)  # what no loss sees stays as it began
+    assert not torch.equal(net.depths[0].weight, begun)
+
+
+def test_a_teacher_is_learned_from_in_the_classes_that_it_shares(data, tmp_path, uninterrupted):
+    """The teacher's channels are found by name; classes that the net does not have are left out."""
+    torch.manual_seed(1)
+    teacher = NETS["fast"](3, "cbam")
+    figures = []
+    recipe = replace(TINY, steps=4, teacher="0" * 64)
+
+    taught = train(
+        data,
+        tmp_path / "taught",
+        recipe,
+        teacher=(teacher, ("scratch", "rust", "pit")),
+        on_step=lambda _, row: figures.append(row),
+    )
+
+    assert all(row["teacher"] > 0 for row in figures)
+    assert not torch.equal(taught.head.weight, uninterrupted.head.weight)
+
+
+def test_its_own_teacher_has_nothing_to_say_at_first(data, tmp_path, uninterrupted):
+    """Only the norms differ: those of the batch in the net, those it has gathered in the teacher."""
+    figures = []
+    classes = model_classes(data)
+    for name, taught_by in (("same", classes), ("swapped", classes[::-1])):
+        train(
+            data,
+            tmp_path / name,
+            replace(TINY, steps=1, frozen_norms=True),
+            init=(uninterrupted, classes),
+            teacher=(copy.deepcopy(uninterrupted), taught_by),
+            on_step=lambda _, row: figures.append(row["teacher"]),
+        )
+
+    assert figures[0] == pytest.approx(0, abs=1e-6)
+    assert figures[1] > 1e-4
+
+
+def test_a_teacher_that_shares_no_class_is_refused(data, tmp_path, uninterrupted):
+    with pytest.raises(UserError, match="teacher knows rust, hole, the data labels pit, scratch"):
+        train(data, tmp_path / "run", TINY, teacher=(uninterrupted, ("rust", "hole")))
+
+
+def test_the_folder_of_a_training_says_what_it_is(data, tmp_path):
+    train(data, tmp_path / "run", replace(TINY, steps=1))
+
+    config = json.loads((tmp_path / "run" / CONFIG).read_text())
+    assert config["recipe"] == asdict(replace(TINY, steps=1))
+    assert config["data"] == [data[0].digest()]
 
 
 # What cannot be trained on
@@ -324,10 +374,28 @@ def test_a_mask_value_without_a_class_is_refused_with_the_file(tmp_path):
         train([data], tmp_path / "run", TINY)
 
 
-@pytest.mark.parametrize("change", [{"crop_px": 100}, {"net": "unet"}])
-def test_a_recipe_that_cannot_be_followed_is_refused(data, tmp_path, change):
-    with pytest.raises(UserError, match=r"recipe: crop .* must be a multiple of 64, net one of"):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"crop_px": 100}, "a crop of 100 px: it must be a multiple of 64"),
+        ({"net": "resnet"}, "net is 'resnet': it must be one of .*unet_lite"),
+        ({"attention": "transformer"}, "attention is 'transformer': it must be one of none"),
+        ({"loss": "hinge"}, "loss is 'hinge': it must be one of dice_focal"),
+        ({"instance": "ici"}, "instance is 'ici': it must be one of none, blob, cc_dice"),
+        ({"copy_paste": 1.5}, "copy_paste is 1.5: a share is 0 to 1"),
+        ({"clean_share": 0.6, "balanced": 0.6}, "are 1.2 together"),
+        ({"modality_dropout": 1.0}, "modality_dropout is 1: a probability below 1"),
+        ({"evaluate_every": 0}, "evaluated every 0 steps"),
+        ({"patience": 2}, "patience is 2, but no source has a val split"),
+        ({"deep_supervision": True}, "fast gives no logits of coarser depths"),
+        ({"fewest": 30}, r"class 'pit': 2 components to learn from, .* needs 30.*--init"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused_in_one_line(data, tmp_path, change, said):
+    with pytest.raises(UserError, match=said) as error:
         train(data, tmp_path / "run", replace(TINY, **change))
+    assert error.value.exit_code == USAGE
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change", [{"batch": 6}, {"batch": 0}, {"mosaic": 0}, {"mosaic": 3}])
