@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 HIT_PERCENT = 10  # match H: this share of a component within reach of the other side makes it found, or true
 HIT_REACH_PX = 2
 TAUS = (0.1, 0.3, 0.5)  # match T: smallest IoU of a pair
+BOUNDARY_PX = 2  # how far apart two boundaries may be that count as one
 BUCKETS = ("tiny", "small", "medium", "large")
 BUCKET_EDGES_PX = (32, 256, 4096)  # first area, in px, of small, medium and large
 MIN_N = 10  # fewer truth components than this give no figure
@@ -103,6 +104,27 @@ def dilate(mask: NDArray[np.bool_], reach_px: int = HIT_REACH_PX) -> NDArray[np.
         out[r:] |= across[:-r]
         out[:-r] |= across[r:]
     return out
+
+
+def boundary(mask: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """The px of mask (H, W) that have a 4-neighbour outside of it.
+
+    Where the image or `ignore` (H, W) cuts the mask nothing is known, so that is no boundary.
+    """
+    inside = np.pad(mask if ignore is None else mask | ignore, 1, constant_values=True)
+    inner = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    edge = mask & ~inner
+    return edge if ignore is None else edge & ~ignore
+
+
+def _within_boundary_px(edge: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Everything at most BOUNDARY_PX from edge (H, W) by Euclid: 13 px around one, a square and four tips."""
+    near = dilate(edge, 1)
+    near[:-2] |= edge[2:]
+    near[2:] |= edge[:-2]
+    near[:, :-2] |= edge[:, 2:]
+    near[:, 2:] |= edge[:, :-2]
+    return near
 
 
 def _covered(of: Components, near: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -332,6 +354,28 @@ def tiny_small_recall(counts: Counts) -> NDArray[np.float64]:
     return _ratio(counts["found"][..., :2].sum((-2, -1)), counts["truth"][..., :2].sum((-2, -1)))
 
 
+def boundary_f1(counts: Counts) -> NDArray[np.float64]:
+    """F1 at 2 px of the boundaries of the classes in the truth, (..., K): Csurka et al. 2013, BMVC, sec. 3.
+
+    Pooled over the set: precision is the share of the predicted boundary within 2 px of the truth's, recall
+    the other way round. Undefined for a class without a boundary in the truth.
+    """
+    edges = counts["edges"]
+    f1 = harmonic(_ratio(edges[..., 2], edges[..., 3]), _ratio(edges[..., 0], edges[..., 1]))
+    return np.where(edges[..., 3] > 0, f1, np.nan)
+
+
+def mean_boundary_f1(counts: Counts) -> NDArray[np.float64]:
+    """Mean of `boundary_f1` over the classes that have one, (...)."""
+    f1 = boundary_f1(counts)
+    return _ratio(np.nansum(f1, axis=-1), np.isfinite(f1).sum(axis=-1))
+
+
+def alarms_per_mpx(counts: Counts) -> NDArray[np.float64]:
+    """False alarms per inspected Mpx, (...)."""
+    return _ratio((counts["predicted"] - counts["true"]).sum((-2, -1)) * 1e6, counts["area"])
+
+
 def _headline(counts: Counts) -> NDArray[np.float64]:
     """The figures that get an interval, (..., 5 + K): see `_headline_tree`."""
     one_each = [f(counts) for f in (mean_iou, hit_recall, hit_precision, hit_f1, tiny_small_recall)]
@@ -401,6 +445,8 @@ class Tally:
             "images": (),
             "area": (),  # inspected px
             "pixels": (k + 1, k + 2),  # truth x prediction, last column foreign
+            # boundary px of the argmax: near the truth's, all; of the truth: near the argmax's, all
+            "edges": (k, 4),
             "truth": (k, 4),  # truth components, class x bucket
             "found": (k, 4),
             "found_any": (k, 4),  # class-agnostic
@@ -454,6 +500,7 @@ class Tally:
             )
         counts: dict[str, Any] = {"images": 1, "pixels": pixels.reshape(k + 1, k + 2)}
         counts["area"] = area = int((judged & (thresholded != IGNORE)).sum())
+        counts["edges"] = self._edges(truth, argmax, ignore if ignore.any() else None)
         alarms = self._count_instances(counts, truth, thresholded, ignore)
         if area and not pixels.reshape(k + 1, k + 2)[1:].any():
             counts |= {
@@ -468,6 +515,19 @@ class Tally:
         )
         for name, value in counts.items():
             total[name] += value
+
+    def _edges(
+        self, truth: NDArray[np.uint8], argmax: NDArray[np.uint8], ignore: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
+        """The counter "edges" of one image."""
+        out = np.zeros((len(self.classes), 4), dtype=np.int64)
+        for c in range(len(self.classes)):
+            sides = [boundary(label_map == c + 1, ignore) for label_map in (argmax, truth)]
+            for column, (side, other) in enumerate((sides, sides[::-1])):
+                if n := int(side.sum()):
+                    near = int((side & _within_boundary_px(other)).sum()) if other.any() else 0
+                    out[c, 2 * column : 2 * column + 2] = near, n
+        return out
 
     def _count_instances(
         self,
@@ -565,6 +625,8 @@ class Tally:
                 "miou_classes": [name for name, x in zip(names, iou[1:], strict=True) if np.isfinite(x)],
                 "dice": {name: _number(x) for name, x in zip(names, dice[1:], strict=True)},
                 "iou_background": _number(iou[0]),
+                "boundary_f1": {name: _number(x) for name, x in zip(names, boundary_f1(total), strict=True)},
+                "mean_boundary_f1": _number(mean_boundary_f1(total)),
             },
             "instance": {
                 **self._instance(total, 0, "found", "true", "predicted"),

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rollsight.inspect.errors import UserError
+from rollsight.inspect.golden import GOLDEN, write_golden
 from rollsight.inspect.tiles import CELL
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 DEFAULT = Path(__file__).parent / "default_model"
@@ -33,9 +36,15 @@ class Card(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1, max_length=254)
     thresholds: dict[str, float]  # probability per class, in (0, 1)
     thresholds_basis: str  # on what they were fitted, or that they were not
+    temperature: float = Field(1.0, gt=0, le=100)  # probabilities are the softmax of logits / temperature
+    budget: float | None = Field(None, gt=0)  # false alarms per Mpx that the thresholds were fitted to
+    calibrated_on: dict[str, Any] = {}  # as an entry of trained_on, and the figures of the fit
     halo_px: int = Field(ge=0, le=4096)
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     graph_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    golden_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")  # empty: the model has no golden windows
+    precision: Literal["fp32", "int8"] = "fp32"  # of the graph; the weights are always fp32
+    compressed: dict[str, Any] = {}  # from what, how, sizes, and what the gate found; empty: it was not
     trained_on: list[dict[str, Any]] = []  # source, split, images, groups, digest
     recipe: dict[str, Any] = {}
     metrics: list[dict[str, Any]] = []  # data, split, figures with intervals
@@ -89,12 +98,15 @@ class Model:
         Raises UserError where the halo on the card is not the one the net's graph asks for.
         """
         from rollsight.inspect.nets.reach import halo_px
+        from rollsight.inspect.nets.widths import take_widths
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         net = _build(self.card)
         try:
-            net.load_state_dict(load_file(self.folder / WEIGHTS))
+            weights = load_file(self.folder / WEIGHTS)
+            take_widths(net, weights)
+            net.load_state_dict(weights)
         except (RuntimeError, SafetensorError) as error:
             reason = str(error)[:300]  # torch names every tensor that does not fit
             raise UserError(
@@ -121,7 +133,13 @@ def open_model(name: str, models: Path) -> Model:
             f"no model {name!r}: there are {', '.join(['default', *known])}, or give a model's folder"
         )
     card = _read_card(folder / CARD)
-    for file, expected in ((WEIGHTS, card.weights_sha256), (GRAPH, card.graph_sha256)):
+    for file, expected in (
+        (WEIGHTS, card.weights_sha256),
+        (GRAPH, card.graph_sha256),
+        (GOLDEN, card.golden_sha256),
+    ):
+        if file == GOLDEN and not expected:
+            continue
         path = folder / file
         if not path.is_file() or path.stat().st_size > MAX_WEIGHT_BYTES or sha256_of(path) != expected:
             raise UserError(
@@ -130,12 +148,15 @@ def open_model(name: str, models: Path) -> Model:
     return Model(folder, card)
 
 
-def save_model(folder: Path, net: "nn.Module", card: dict[str, Any]) -> Model:
+def save_model(
+    folder: Path, net: "nn.Module", card: dict[str, Any], golden: "NDArray[np.float32] | None" = None
+) -> Model:
     """Write a model file whole or not at all; `card` lacks the hashes and the halo, which are made here.
 
-    The ONNX graph is checked against the net on random windows before anything is put in place. A model
-    already there is replaced. Raises UserError where `folder` holds something else, ValueError where
-    the card is inconsistent or the net cannot be scanned in tiles.
+    The ONNX graph is checked against the net on random windows before anything is put in place. `golden`,
+    real windows (N, M, H, W), are kept with what the net says of them, so that every engine that opens the
+    model can be held against it. A model already there is replaced. Raises UserError where `folder` holds
+    something else, ValueError where the card is inconsistent or the net cannot be scanned in tiles.
     """
     from rollsight.inspect.export import export_onnx
     from rollsight.inspect.nets.reach import halo_px
@@ -150,12 +171,15 @@ def save_model(folder: Path, net: "nn.Module", card: dict[str, Any]) -> Model:
     try:
         save_file({name: t.contiguous() for name, t in net.state_dict().items()}, staging / WEIGHTS)
         export_onnx(net, staging / GRAPH)
-        whole = Card(
-            **card,
-            halo_px=halo,
-            weights_sha256=sha256_of(staging / WEIGHTS),
-            graph_sha256=sha256_of(staging / GRAPH),
-        )
+        if golden is not None:
+            write_golden(staging, golden, lambda window: _logits(net, window))
+        made_here = {
+            "halo_px": halo,
+            "weights_sha256": sha256_of(staging / WEIGHTS),
+            "graph_sha256": sha256_of(staging / GRAPH),
+            "golden_sha256": "" if golden is None else sha256_of(staging / GOLDEN),
+        }
+        whole = Card(**{**card, **made_here})
         _write_card(staging, whole)
         staging.chmod(0o755)
         for file in staging.iterdir():
@@ -165,6 +189,14 @@ def save_model(folder: Path, net: "nn.Module", card: dict[str, Any]) -> Model:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return Model(folder, whole)
+
+
+def _logits(net: "nn.Module", window: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """What the net says of one window (M, H, W): (K + 1, H, W)."""
+    import torch
+
+    with torch.inference_mode():
+        return net(torch.from_numpy(window)[None])[0].numpy()  # type: ignore[no-any-return]
 
 
 def _put_in_place(staging: Path, folder: Path) -> None:
@@ -244,6 +276,14 @@ def _readme(card: Card) -> str:
         lines.append("")
     lines += ["## Thresholds", "", card.thresholds_basis, ""]
     lines += [f"- {name}: {t:g}" for name, t in card.thresholds.items()]
+    if card.calibrated_on:
+        source = card.calibrated_on
+        lines += [
+            "",
+            f"Temperature of the probabilities: {card.temperature:.3g}. Data: {source['source']} "
+            f"({source['split']}), {source['images']} images, {source['groups']} groups, "
+            f"digest {source['digest'][:16]}.",
+        ]
     lines += ["", "## Recipe", "", "```json", json.dumps(card.recipe, indent=1), "```", ""]
     lines += [f"Made {card.created_at}, code {card.code_version}, weights {card.weights_sha256[:16]}.", ""]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from monai.metrics import PanopticQualityMetric
+from monai.metrics import PanopticQualityMetric, compute_surface_dice
 from monai.metrics.meaniou import compute_iou
 from numpy.typing import NDArray
 from PIL import Image
@@ -191,6 +191,39 @@ def test_pooled_iou_is_that_of_monai_on_all_images_as_one(images: list[tuple[Map
 
 
 # --- match H
+
+
+def test_a_boundary_moved_by_2_px_counts_as_one_and_by_3_px_not_at_all() -> None:
+    truth = field((1, 10, 10, 12, 12))
+    pixel = judged((truth, field((1, 10, 12, 12, 12)))).report()["pixel"]
+    assert pixel["boundary_f1"] == {"pit": 1.0, "scratch": None}
+    assert pixel["mean_boundary_f1"] == 1.0
+
+    beside = judged((field((1, 10, 4, 30, 4)), field((1, 10, 10, 30, 4)))).report()["pixel"]
+    assert beside["boundary_f1"]["pit"] == 0.0
+
+
+def test_the_border_of_the_image_and_of_ignored_parts_is_no_boundary() -> None:
+    whole = judged((np.ones((9, 9), np.uint8), np.ones((9, 9), np.uint8)))
+    assert whole.report()["pixel"]["boundary_f1"]["pit"] is None
+
+    cut = grid("1110", "1110", "xxxx")
+    assert judged((cut, cut)).statistics()["edges"].tolist() == [[[2, 2, 2, 2], [0, 0, 0, 0]]]
+
+
+@settings(max_examples=30)
+@given(arrays(np.bool_, (2, 6, 6)))
+def test_boundaries_within_2_px_are_those_of_monai_surface_dice(coarse: NDArray[np.bool_]) -> None:
+    """Inside the image: MONAI takes the border of the image for a boundary."""
+    masks = np.pad(coarse.repeat(2, axis=1).repeat(3, axis=2), ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
+    truth, predicted = masks
+    if not (truth.any() and predicted.any()):
+        return
+    near, all_px, near_truth, truth_px = judged((truth, predicted)).statistics()["edges"][0, 0].tolist()
+    one_hot = [torch.from_numpy(np.stack([m == 0, m == 1]))[None].float() for m in (predicted, truth)]
+    oracle = compute_surface_dice(*one_hot, class_thresholds=[2.0]).item()
+
+    assert (near + near_truth) / (all_px + truth_px) == pytest.approx(oracle)
 
 
 def test_a_3_by_3_defect_moved_by_one_px_in_x_and_y_is_found_though_its_iou_is_only_4_of_14() -> None:

@@ -118,6 +118,17 @@ def test_the_readme_tells_what_the_card_says(model):
     assert "- scratch: 0.25" in text
 
 
+def test_the_readme_tells_on_what_thresholds_and_temperature_were_fitted(model):
+    source = {"source": "mt", "split": "val", "images": 80, "groups": 30, "digest": "ab" * 32}
+    update_card(model, temperature=1.25, budget=30.0, thresholds_basis="By budget.", calibrated_on=source)
+
+    text = (model.folder / README).read_text()
+
+    assert "By budget." in text
+    assert "Temperature of the probabilities: 1.25. Data: mt (val), 80 images, 30 groups" in text
+    assert open_model("small", model.folder.parent).card.temperature == 1.25
+
+
 def test_a_changed_card_is_read_back_and_the_hash_of_the_model_stays(model):
     changed = update_card(model, thresholds={"pit": 0.75, "scratch": 0.125})
 
@@ -179,6 +190,8 @@ def test_a_damaged_card_is_refused(model, content):
         ({"halo_px": -64}, "halo_px: "),
         ({"halo_px": 1 << 20}, "halo_px: "),
         ({"name": "../x"}, "name: "),
+        ({"temperature": 0.0}, "temperature: "),
+        ({"budget": -1.0}, "budget: "),
         ({"weights_sha256": "0"}, "weights_sha256: "),
         ({"schema_version": 2}, "schema_version: "),
         ({"extra": 1}, "extra: "),
@@ -202,7 +215,7 @@ def test_a_halo_below_the_reach_of_the_net_is_refused(model):
 
 def test_a_net_that_this_version_lacks_is_refused_with_those_it_has(model):
     change_card(model, net="deeplab")
-    refused(model, "needs the net 'deeplab': this version has unet_lite")
+    refused(model, "needs the net 'deeplab': this version has fcn, unet, unet_lite, ")
 
 
 @pytest.mark.parametrize("options", [{"attention": "cbma"}, {"depth": "5"}])

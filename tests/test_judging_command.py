@@ -1,0 +1,120 @@
+"""`inspect evaluate`, `compare` and `calibrate` as a user calls them, on six small images."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+from PIL import Image
+from rollsight.inspect.models import open_model, update_card
+from rollsight.jobs.cli import main
+
+
+@pytest.fixture
+def plant(small_model, tmp_path):
+    """A plant with the untrained model twice, the second one with low thresholds."""
+    models = tmp_path / "plant" / "models"
+    for name in ("one", "two"):
+        shutil.copytree(small_model.folder, models / name)
+    two = open_model("two", models)
+    update_card(two, name="two", thresholds={"pit": 0.2, "scratch": 0.2}, metrics=[])
+    return tmp_path / "plant"
+
+
+@pytest.fixture
+def data(labelled_folder):
+    """All images in split val."""
+    manifest = labelled_folder / "manifest.csv"
+    manifest.write_text(re.sub("train|test", "val", manifest.read_text()))
+    return labelled_folder
+
+
+@pytest.fixture
+def inspect(plant, monkeypatch, capsys):
+    """Run `inspect ARGUMENTS --home PLANT`: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments), "--home", str(plant)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        told = capsys.readouterr()
+        return done.value.code, told.out, told.err
+
+    return run
+
+
+def test_evaluate_prints_its_figures_and_writes_a_page_among_the_runs(inspect, plant, data):
+    code, out, _ = inspect("evaluate", "one", "--data", data, "--split", "val", "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["n_images"] == 6
+    assert {"froc", "precision_recall", "aupro", "calibration"} <= figures.keys()
+    page = plant / "runs" / "evaluations" / "small-labelled-val.html"
+    assert figures["page"] == str(page)
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_the_page_goes_where_it_is_said_and_a_person_reads_the_figures(inspect, data, tmp_path):
+    code, out, _ = inspect("evaluate", "one", "--data", data, "--split", "val", "--page", tmp_path / "p.html")
+    assert code == 0
+    assert (tmp_path / "p.html").is_file()
+    assert "boundary F1 at 2 px" in out and "area under PRO" in out
+
+
+def test_compare_tells_differences_with_what_they_show(inspect, plant, data):
+    code, out, _ = inspect("compare", "one", "two", "--data", data, "--split", "val", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert [row["name"] for row in told["models"]] == ["one", "two"]
+    [difference] = told["differences"]
+    assert difference["miou"] == {"value": 0.0, "low": 0.0, "high": 0.0, "says": "not shown"}
+    assert difference["recall_tiny_small"]["value"] is None
+    assert "is not shown: its interval holds 0" in told["words"][0]
+    with Image.open(told["plot"]) as image:
+        assert image.format == "PNG"
+    assert plant in (plant / "runs" / "evaluations" / "x").parents
+
+
+def test_compare_in_words_and_of_one_model_alone(inspect, data):
+    code, out, _ = inspect("compare", "one", "two", "--data", data, "--split", "val")
+    assert code == 0
+    assert "two against one" in out and "plot: " in out
+    code, _, err = inspect("compare", "one", "--data", data, "--split", "val")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "two or more" in err
+
+
+def test_calibrate_keeps_thresholds_temperature_and_digest_in_the_model(inspect, plant, data):
+    before = open_model("one", plant / "models")
+    code, out, _ = inspect("calibrate", "one", "--data", data, "--json")
+    told, after = json.loads(out), open_model("one", plant / "models")
+
+    assert code == 0
+    assert after.card.thresholds == told["thresholds"] != before.card.thresholds
+    assert after.card.temperature == told["temperature"]
+    assert after.card.calibrated_on["split"] == "val"
+    assert len(after.card.calibrated_on["digest"]) == 64
+    assert after.card.budget is None and "no budget" in after.card.thresholds_basis
+    assert [(m["data"], m["split"]) for m in after.card.metrics] == [("labelled", "val")]
+    assert after.hash == before.hash
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (("default",), 2, "default"),
+        (("one", "--split", "test"), 2, "test"),
+        (("one", "--budget", "0"), 2, "--budget"),
+        (("one", "--budget", "1"), 1, "cannot be shown on 0.0346 Mpx"),
+        (("nope",), 1, "nope"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_in_one_line_and_nothing_changes(
+    inspect, plant, data, arguments, code, named
+):
+    before = (plant / "models" / "one" / "card.json").read_bytes()
+    found, _, err = inspect("calibrate", *arguments, "--data", data)
+    assert (found, len(err.splitlines())) == (code, 1)
+    assert named in err
+    assert (plant / "models" / "one" / "card.json").read_bytes() == before
