@@ -10,20 +10,21 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 import torch
+from rollsight.inspect.golden import PARITY
 from rollsight.inspect.nets.reach import halo_px
 from rollsight.inspect.tiles import CELL
 from torch import nn
 
 HALO = "halo_px"  # metadata of the graph: what its net needs, so that the card cannot say less
-PARITY = 1e-3  # largest difference of a probability between engines (metrics.md, parity gates)
 
 
 def export_onnx(net: nn.Module, path: Path) -> None:
     """Write the net as ONNX with free mode count, lines and px, and hold it against the net.
 
-    Input `planes` (M, 1, H, W) float32 in [0, 1], output `logits` (1, K + 1, H, W). Exported at one shape
-    and then freed: the graph holds scale factors only, no sizes, and an export with symbolic sizes takes
-    minutes. Raises RuntimeError where a probability differs by 1e-3 or more.
+    Input `planes` (M, 1, H, W) float32 in [0, 1], output `logits` (1, K + 1, H, W); the normalisation is in
+    the graph, and a net that can be fused is. Exported at one shape and then freed: the graph holds scale
+    factors only, no sizes, and an export with symbolic sizes takes minutes. Raises RuntimeError where a
+    probability differs by 1e-3 or more.
     """
 
     class Planes(torch.nn.Module):
@@ -31,7 +32,7 @@ def export_onnx(net: nn.Module, path: Path) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.net: Any = net
+            self.net: Any = net.fused() if hasattr(net, "fused") else net  # type: ignore[operator]
 
         def forward(self, planes: torch.Tensor) -> torch.Tensor:
             features = self.net.stem_of(planes).mean(dim=0, keepdim=True)

@@ -4,6 +4,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from rollsight.inspect.engines import (
     ENGINES,
+    WIDEST,
     BatchEngine,
     choose,
     cuda_devices,
@@ -21,13 +23,19 @@ from rollsight.inspect.engines import (
     streamed,
 )
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
-from rollsight.inspect.export import PARITY
+from rollsight.inspect.golden import PARITY
+from rollsight.inspect.models import Model
 from scipy.special import softmax
+
+with_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO is an extra")
+HERE = [pytest.param(name, marks=with_openvino if name == "openvino" else ()) for name in ENGINES]
 
 
 @pytest.fixture(scope="module")
 def engines(small_model):
-    return {name: open_engine(small_model, name)[1] for name in ENGINES}
+    """Every engine that is installed here."""
+    names = [name for name in ENGINES if name != "openvino" or find_spec("openvino")]
+    return {name: open_engine(small_model, name)[1] for name in names}
 
 
 def window(modes, lines, px):
@@ -36,12 +44,12 @@ def window(modes, lines, px):
     return (np.linspace(0.2, 0.8, px) + noise).clip(0, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("modes", [1, 2, 3])
-@pytest.mark.parametrize(("lines", "px"), [(64, 64), (192, 320), (640, 128)])
-def test_onnx_gives_the_probabilities_and_classes_of_torch(engines, modes, lines, px):
+@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=with_openvino)])
+@pytest.mark.parametrize(("modes", "lines", "px"), [(1, 64, 64), (2, 192, 320), (3, 640, 128)])
+def test_every_engine_gives_the_probabilities_and_classes_of_torch(engines, name, modes, lines, px):
     x = window(modes, lines, px)
 
-    found, expected = engines["onnx"](x), engines["torch"](x)
+    found, expected = engines[name](x), engines["torch"](x)
 
     assert found.shape == expected.shape == (3, lines, px)
     assert found.dtype == expected.dtype == np.float32
@@ -54,7 +62,7 @@ def test_onnx_gives_the_probabilities_and_classes_of_torch(engines, modes, lines
     assert len(np.unique(expected.argmax(axis=0))) > 1
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", HERE)
 def test_a_window_cut_from_a_larger_array_is_the_window_itself(engines, name):
     band = window(2, 256, 384)
     cut = band[:, 64:192, 128:320]
@@ -62,7 +70,7 @@ def test_a_window_cut_from_a_larger_array_is_the_window_itself(engines, name):
     assert np.array_equal(engines[name](cut), engines[name](cut.copy()))
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", HERE)
 def test_windows_side_by_side_give_what_each_gives_alone(engines, name):
     windows = [window(1, 128, 128 + 64 * (i % 2)) for i in range(6)]
     alone = [engines[name](x) for x in windows]
@@ -80,6 +88,33 @@ def test_auto_is_onnx_runtime(small_model):
 def test_an_engine_nobody_wrote_is_refused_with_those_there_are(small_model):
     with pytest.raises(UserError, match="no engine 'tensorrt': there are auto, onnx, torch") as error:
         open_engine(small_model, "tensorrt")
+    assert error.value.exit_code == CONFIG
+
+
+@with_openvino
+def test_tiles_are_the_whole_on_openvino_too(small_model, engines):
+    """On the cell grid, with the halo of the card, whatever the shape of the window."""
+    run, halo = engines["openvino"], small_model.card.halo_px
+    x = window(1, 64, 3 * 64 + 2 * halo)
+    whole = run(x)
+
+    for left in (0, 64, 128):
+        tile = run(x[:, :, left : left + 64 + 2 * halo])
+        assert np.array_equal(tile[:, :, halo : halo + 64], whole[:, :, left + halo : left + halo + 64])
+
+
+@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=with_openvino)])
+def test_a_graph_that_needs_another_halo_than_the_card_says_is_refused(small_model, name):
+    card = small_model.card.model_copy(update={"halo_px": 512})
+
+    with pytest.raises(UserError, match="halo_px is 512 on the card, but its graph needs 256"):
+        open_engine(Model(small_model.folder, card), name)
+
+
+@pytest.mark.skipif(find_spec("openvino") is not None, reason="OpenVINO is here")
+def test_openvino_that_is_not_installed_is_refused_with_how_to_install_it():
+    with pytest.raises(UserError, match=r"pip install 'rollsight\[compress\]'") as error:
+        choose("openvino")
     assert error.value.exit_code == CONFIG
 
 
@@ -109,6 +144,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_a_slow_scan(small_model, 
     ("name", "device", "told"),
     [
         ("onnx", "cuda", "take --engine torch"),
+        pytest.param("openvino", "cuda", "take --engine torch", marks=with_openvino),
         ("auto", "gpu", "auto, cpu, cuda or cuda:N"),
         ("torch", "cuda:x", "cuda:N"),
         ("torch", "cpu:1", "cuda:N"),
@@ -121,7 +157,7 @@ def test_a_device_that_cannot_be_meant_is_refused(name, device, told):
 
 
 def test_what_decides_the_result_is_told_of_the_cpu():
-    assert isa().split()[1] in ("amx_bf16", "avx512f", "avx2", "baseline")
+    assert isa().split()[1] in (*WIDEST, "baseline")
     assert (precision("cpu"), precision("cuda:1")) == ("fp32", "fp16")
 
 
