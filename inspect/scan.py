@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rollsight.inspect.along_strip import STRIPE_PX, UNSEEN, cell_evidence, hide
 from rollsight.inspect.defects import Components, band_components
 from rollsight.inspect.engines import Engine, choose, engine_version, isa, precision, streamed
 from rollsight.inspect.errors import USAGE, UserError
@@ -29,8 +30,9 @@ BAND_SIZES = (4096, 2048, 1024)  # lines: one receipt and one shard of the mask 
 CPU_BAND_LINES = 2048  # the largest taken by itself on a CPU; on a GPU a band of 4096 is short work
 # Bytes at the peak of one window, per px of it, with one lighting mode; each further mode adds MODE_BYTES.
 # Default model, 8 planes of logits, 1536 x 1280 and 1536 x 2560 px: 192 and 319 B/px, 58 more for a mode.
-WINDOW_BYTES = {"onnx": 200, "torch": 330}
+WINDOW_BYTES = {"onnx": 200, "torch": 330, "openvino": 380}
 MODE_BYTES = 60
+NO_EVIDENCE = np.zeros((0, 0), dtype=np.int16)
 BAND_BYTES = 16  # per px of a band: mask, score, components' ids and their scratch
 
 
@@ -88,6 +90,7 @@ class Plan:
     model_hash: str
     classes: tuple[str, ...]
     thresholds: tuple[float, ...]
+    temperature: float
     engine: str
     engine_version: str
     device: str
@@ -95,6 +98,7 @@ class Plan:
     threads: int
     isa: str
     code: str
+    along: str = ""  # class whose evidence is summed along the strip; "": none
 
     @property
     def run_id(self) -> str:
@@ -113,12 +117,18 @@ def plan_scan(
     core_lines: int = CORE_LINES,
     core_px: int | None = None,
     halo: int | None = None,
+    along: str = "",
 ) -> Plan:
     """The plan of scanning `roll` with `model` on processes that are as `facts` says.
 
-    core_lines, core_px and halo default to what suits the roll's width and the model. Raises ValueError
-    where one is off the cell grid or the halo is less than the model's.
+    `along` is a class whose evidence is summed along the strip (along_strip.py). core_lines, core_px and halo
+    default to what suits the roll's width and the model. Raises ValueError where one is off the cell grid or
+    the halo is less than the model's, UserError where the model does not know the class.
     """
+    if along and along not in model.card.classes:
+        raise UserError(
+            f"--along-strip {along}: model {model.card.name} knows {', '.join(model.card.classes)}", USAGE
+        )
     if core_px is None:
         full = up_to_cell(roll.width)
         core_px = full if full <= FULL_WIDTH_PX else WIDE_CORE_PX
@@ -142,6 +152,7 @@ def plan_scan(
         model.hash,
         model.card.classes,
         model.thresholds,
+        model.card.temperature,
         facts.engine,
         facts.engine_version,
         facts.device,
@@ -149,6 +160,7 @@ def plan_scan(
         1,
         facts.isa,
         facts.code,
+        along,
     )
 
 
@@ -163,6 +175,7 @@ class Receipt:
     rows: tuple[CellRow, ...]
     shard_sha256: str
     seconds: dict[str, float]  # read, net, mask, write
+    evidence: NDArray[np.int16]  # (rows of cells, stripes) along the strip; (0, 0) where none was asked for
 
     def write(self, folder: Path) -> None:
         """Durable, and whole or absent: temp, fsync, rename, fsync of the folder."""
@@ -175,6 +188,8 @@ class Receipt:
             "shard_sha256": self.shard_sha256,
             "seconds": self.seconds,
         }
+        if self.evidence.size:
+            data["evidence"] = self.evidence.tolist()
         write_durably(receipt_path(folder, self.y0), json.dumps(data).encode())
 
     @classmethod
@@ -193,6 +208,7 @@ class Receipt:
             rows,
             data["shard_sha256"],
             data["seconds"],
+            np.array(data["evidence"], dtype=np.int16) if "evidence" in data else NO_EVIDENCE,
         )
 
 
@@ -208,6 +224,7 @@ class Scanned:
     components: Components
     rows: tuple[CellRow, ...]
     seconds: dict[str, float]  # read, net, mask
+    evidence: NDArray[np.int16]  # as Receipt.evidence
 
 
 def scan_band(
@@ -218,7 +235,8 @@ def scan_band(
     start = time.perf_counter()
     label.write(y0, band.mask)
     seconds = band.seconds | {"write": time.perf_counter() - start}
-    receipt = Receipt(plan.run_id, y0, y1, band.components, band.rows, label.shard_checksum(y0), seconds)
+    checksum = label.shard_checksum(y0)
+    receipt = Receipt(plan.run_id, y0, y1, band.components, band.rows, checksum, seconds, band.evidence)
     receipt.write(receipts)
 
 
@@ -230,6 +248,9 @@ def scan_lines(plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int) -> Scan
     score = np.zeros((y1 - y0, roll.width), dtype=np.float32)
     left = np.zeros(y1 - y0, dtype=np.int64)
     rows: list[CellRow] = []
+    evidence = NO_EVIDENCE
+    if plan.along:
+        evidence = np.full((-(-(y1 - y0) // CELL), -(-roll.width // STRIPE_PX)), UNSEEN, dtype=np.int16)
     at: deque[tuple[Window, NDArray[np.float32], int]] = deque()  # where the windows under way come from
 
     def cuts() -> Iterator[NDArray[np.float32]]:
@@ -251,30 +272,39 @@ def scan_lines(plan: Plan, roll: Roll, engine: Engine, y0: int, y1: int) -> Scan
         lines = slice(core_y0 - y0, core_y1 - y0)
         across = slice(window.core_x0, min(window.core_x1, roll.width))
         core = _core(logits, window, core_y1, roll.width)
-        mask[lines, across], score[lines, across] = decide(core, plan.thresholds)
+        mask[lines, across], score[lines, across] = decide(core, plan.thresholds, plan.temperature)
+        if plan.along:
+            here = cell_evidence(core, plan.classes.index(plan.along) + 1)
+            cell, stripe = lines.start // CELL, across.start // STRIPE_PX
+            evidence[cell : cell + here.shape[0], stripe : stripe + here.shape[1]] = here
         if window.core_x1 == grid.canvas_px:  # the last of its row: all of it is decided
             found = list(_cell_rows(roll, gray[:, : core_y1 - top, : roll.width], core_y0, top))
             for cell_row in found:
                 blank(mask[cell_row.y0 - y0 : cell_row.y1 - y0], cell_row)
                 left[cell_row.y0 - y0 : cell_row.y1 - y0] = cell_row.left or 0
+                if plan.along:
+                    hide(evidence[(cell_row.y0 - y0) // CELL], cell_row)
             rows += found
         seconds["mask"] += time.perf_counter() - start
         start, read = time.perf_counter(), seconds["read"]
     start = time.perf_counter()
     components = band_components(mask, score, left, y0)
     seconds["mask"] += time.perf_counter() - start
-    return Scanned(mask, components, tuple(rows), seconds)
+    return Scanned(mask, components, tuple(rows), seconds, evidence)
 
 
 def decide(
-    logits: NDArray[np.float32], thresholds: tuple[float, ...]
+    logits: NDArray[np.float32], thresholds: tuple[float, ...], temperature: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Class and its probability: logits (K + 1, H, W), background first -> (H, W) uint8, (H, W) float32.
 
     Class = argmax over (logit p_c - logit t_c) among those >= 0, ties to the lower index, else background
     (metrics.md). p_c >= t_c needs z_c - z_0 >= logit t_c, since p_0 <= 1 - p_c: most pixels of a strip fail
-    that cheap test, and only the others need the softmax.
+    that cheap test, and only the others need the softmax. Probabilities, so thresholds and scores too, are
+    the calibrated ones: the softmax of logits / temperature.
     """
+    if temperature != 1:
+        logits = logits / np.float32(temperature)
     offset = np.log(np.array(thresholds) / (1 - np.array(thresholds))).astype(np.float32)
     margin = np.max(logits[1:] - offset[:, None, None], axis=0) - logits[0]
     ys, xs = np.nonzero(margin >= 0)
@@ -345,7 +375,8 @@ def code_version() -> str:
     """The package's version and a digest of the files that decide a scan's result."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for name in ("tiles", "rolls", "roll_format", "masks", "linescan", "defects", "scan", "engines"):
+    read = ("tiles", "rolls", "roll_format", "masks", "linescan")
+    for name in (*read, "defects", "along_strip", "scan", "engines"):
         digest.update((here / f"{name}.py").read_bytes())
     for path in sorted((here / "nets").glob("*.py")):
         digest.update(path.read_bytes())

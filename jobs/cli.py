@@ -5,7 +5,7 @@ import sys
 
 import typer
 from rollsight.inspect.errors import FAILED, USAGE, UserError
-from rollsight.jobs.commands import labels, models, rolls, scan
+from rollsight.jobs.commands import compress, explain, judging, labels, models, rolls, scan, training, weak
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts it
 
@@ -22,8 +22,13 @@ for command in (
     rolls.ingest,
     rolls.rolls,
     models.models,
-    models.train,
-    models.evaluate,
+    training.train,
+    judging.evaluate,
+    judging.compare,
+    judging.calibrate,
+    compress.compress,
+    explain.explain,
+    weak.weak,
 ):
     app.command()(command)
 app.add_typer(labels.app, name="labels")

@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from rollsight.inspect import defects
+from rollsight.inspect.along_strip import faint_lines
 from rollsight.inspect.errors import FAILED, LOCKED, PARTIAL, UserError
 from rollsight.inspect.models import Model
 from rollsight.inspect.plant import Plant
@@ -37,13 +39,19 @@ from rollsight.inspect.scan import (
     receipt_path,
     slot_bytes,
 )
+from rollsight.inspect.tiles import CELL
 from rollsight.jobs.cluster import Executor, Threads, scan_bands, window
 from rollsight.jobs.executors import open_executor
 from rollsight.jobs.summary import from_strip_edge, summarise
 from rollsight.jobs.workers import Band, BandJob, Fault, Setup, probe
 
-OUTPUTS = ("summary.json", "report.html", "defects.csv", "defects.parquet")
+OUTPUTS = ("summary.json", "report.html", "defects.csv", "defects.parquet", "faint_lines.csv")
 SUSPECT_DEATHS = 2  # scans that died while a band was at work in them: the next one gives it its own process
+FAINT_LINES = pa.schema(
+    [("class", pa.string())]
+    + [(name, pa.float64()) for name in ("x_mm", "y_m", "length_mm", "evidence", "in_table")]
+    + [(name, pa.int64()) for name in ("x0", "y0", "x1", "y1")]
+)
 NAMED = 5  # bands in an error; the others are counted
 
 
@@ -106,11 +114,12 @@ def plan_roll(
     device: str = "auto",
     core_lines: int | None = None,
     halo: int | None = None,
+    along: str = "",
 ) -> Planned:
     """What scanning `roll` with `model` on `executor` would be; UserError where a worker cannot take part."""
     facts, device = executor.facts(engine, device)
     sizes = {} if core_lines is None else {"core_lines": core_lines}
-    plan = plan_scan(roll, model, facts, halo=halo, **sizes)
+    plan = plan_scan(roll, model, facts, halo=halo, along=along, **sizes)
     setup = Setup(model.folder.resolve(), model.hash, device, plan.threads, facts)
     return Planned(roll, model, plan, setup, plant.run(roll.roll_id, plan.run_id))
 
@@ -127,15 +136,17 @@ def scan_roll(
     core_lines: int | None = None,
     halo: int | None = None,
     threads: int | None = None,
+    along: str = "",
     on_band: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Find the defects of `roll` with `model`; a run already begun goes on, one already finished is read.
 
     executor is where bands run, by default `threads` threads of this process (one per core). band_lines is
     the work unit, a multiple of the window's core; by default 2048 lines, 4096 on a GPU, or less where memory
-    is short (a begun run keeps its own). `on_band(lines done, lines in all)` is called as bands are
-    committed. Raises UserError: 75 where another process scans it now, 3 where bands are missing at the end,
-    78 where a worker would give another result.
+    is short (a begun run keeps its own). `along` names a class whose faint lines along the strip are looked
+    for as well: `faint_lines.csv` and the summary's `faint_lines`. `on_band(lines done, lines in all)` is
+    called as bands are committed. Raises UserError: 75 where another process scans it now, 3 where bands are
+    missing at the end, 78 where a worker would give another result.
     """
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -143,7 +154,15 @@ def scan_roll(
             executor = Threads(threads)
             stack.callback(executor.close)
         scan = plan_roll(
-            plant, roll, model, executor, engine=engine, device=device, core_lines=core_lines, halo=halo
+            plant,
+            roll,
+            model,
+            executor,
+            engine=engine,
+            device=device,
+            core_lines=core_lines,
+            halo=halo,
+            along=along,
         )
         plan, folder = scan.plan, scan.folder
         check_bands(roll.lines, band_lines or plan.core_lines, plan.core_lines)
@@ -176,6 +195,10 @@ def scan_roll(
             "seconds": round(seconds, 3),
             "mpix_s": round(scanned_px / 1e6 / seconds, 3),
         }
+        if plan.along:
+            lines = faint_line_table(scan, valid, table)
+            summary["faint_lines"] = lines.to_pylist()
+            _write_csv(folder / "faint_lines.csv", lines)
         _write_outputs(folder, table, summary)
         write_page(folder, roll, partial(roll.read_label, plan.run_id, folder=scan.mask))
         (folder / "begun.log").unlink(missing_ok=True)
@@ -193,6 +216,40 @@ def defect_table(scan: Planned, receipts: list[Receipt]) -> pa.Table:
         roll_id=scan.roll.roll_id,
         run_id=scan.plan.run_id,
     )
+
+
+def faint_line_table(scan: Planned, receipts: list[Receipt], table: pa.Table) -> pa.Table:
+    """Lines along the strip that no pixel shows for sure (along_strip.py), strongest first, in mm and px.
+
+    `in_table` is the share of a line's length where a defect of its class stands in `table` already.
+    """
+    per_px, per_line = scan.roll.strip.mm_per_px_x, scan.roll.strip.mm_per_line
+    left = [row.left or 0 for receipt in receipts for row in receipt.rows]
+    same = np.array(table["class"].to_pylist()) == scan.plan.along
+    x0, y0, x1, y1 = (table[name].to_numpy()[same] for name in ("x0", "y0", "x1", "y1"))
+    rows = []
+    for line in faint_lines(np.concatenate([receipt.evidence for receipt in receipts])):
+        end = min(line.y1, scan.roll.lines)
+        seen = np.zeros(end - line.y0, dtype=np.bool_)
+        beside = (x0 < line.x1) & (x1 > line.x0) & (y0 < end) & (y1 > line.y0)
+        for a, b in zip(y0[beside], y1[beside], strict=True):
+            seen[max(a - line.y0, 0) : b - line.y0] = True
+        x = line.head_px - left[line.y0 // CELL]
+        rows.append(
+            {
+                "class": scan.plan.along,
+                "x_mm": None if per_px is None else x * per_px,  # where it begins, from the drive-side edge
+                "y_m": None if per_line is None else line.y0 * per_line / 1000,
+                "length_mm": None if per_line is None else (end - line.y0) * per_line,
+                "evidence": round(line.evidence, 1),
+                "in_table": round(float(seen.mean()), 3),
+                "x0": line.x0,
+                "y0": line.y0,
+                "x1": min(line.x1, scan.roll.width),
+                "y1": end,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=FAINT_LINES)
 
 
 def scan_missing(
@@ -446,7 +503,11 @@ def _write_outputs(folder: Path, table: pa.Table, summary: dict[str, Any]) -> No
     parquet = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, parquet)
     write_durably(folder / "defects.parquet", parquet.getvalue().to_pybytes())
+    _write_csv(folder / "defects.csv", table)
+    write_durably(folder / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+def _write_csv(path: Path, table: pa.Table) -> None:
     csv = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, csv)
-    write_durably(folder / "defects.csv", csv.getvalue().to_pybytes())
-    write_durably(folder / "summary.json", json.dumps(summary, indent=1).encode())
+    write_durably(path, csv.getvalue().to_pybytes())

@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
 from pathlib import Path
+
+# Before torch is read in. The nets of the tests are small: on a busy machine threads that wait for each other
+# at every layer made the suite four times slower (measured 2026-11-22).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -411,6 +411,16 @@ def test_the_cheap_test_before_the_softmax_drops_no_pixel(seed: int) -> None:
     np.testing.assert_array_equal(mask[clear], expected[clear])
 
 
+def test_thresholds_and_scores_are_calibrated_probabilities() -> None:
+    """At temperature 2 what decides is the softmax of half the logits; at 1 the bits stay the same."""
+    logits = np.random.default_rng(0).normal(0, 3, (4, 9, 11)).astype(np.float32)
+    for temperature, other in ((2.0, logits / 2), (1.0, logits)):
+        for found, expected in zip(
+            decide(logits, (0.3, 0.5, 0.6), temperature), decide(other, (0.3, 0.5, 0.6)), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_tables_have_the_versioned_schema(whole: tuple[Roll, Run]) -> None:
     _, run = whole
     table = pq.read_table(run.folder / "defects.parquet")

@@ -56,12 +56,15 @@ def scan(
     model: Annotated[
         str, typer.Option(help="Model name in the plant, a path, or `default`, the shipped one.")
     ] = "default",
-    engine: Annotated[str, typer.Option(help="auto, onnx (ONNX Runtime) or torch.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, onnx (ONNX Runtime), openvino or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     band_lines: Annotated[
         int | None,
         typer.Option(help="Lines per band, a multiple of 1024. Default by memory; no result depends on it."),
     ] = None,
+    along_strip: Annotated[
+        str, typer.Option(help="Class whose faint lines are looked for along the strip, such as scratches.")
+    ] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Bands at once. Default: one per core.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Dask processes on this machine; 0: threads.")] = 0,
     scheduler: Annotated[
@@ -96,6 +99,8 @@ def scan(
     tls = Tls(tls_ca, tls_cert, tls_key) if tls_ca and tls_cert and tls_key else None
     if live and dry_run:
         raise UserError("--live with --dry-run: a roll that grows has no length to plan with", USAGE)
+    if live and along_strip:
+        raise UserError("--live with --along-strip: only a whole roll has such lines; scan it closed", USAGE)
     plant = open_plant(home)
     chosen = plant.model(model)  # refused before the first roll, not at each
     faults = []
@@ -103,13 +108,14 @@ def scan(
         workers=workers, scheduler=scheduler, tls=tls, threads=threads, device=device
     ) as executor:
         how = {"engine": engine, "device": device}
+        lines = {"along": along_strip} if along_strip else {}
         for roll_id in rolls:
             try:
                 if dry_run:
                     _tell_estimate(plant, roll_id, chosen, executor, band_lines, how, as_json=as_json)
                     continue
                 patience = patience_s if live else None
-                run = _scan(plant, roll_id, chosen, executor, patience, band_lines=band_lines, **how)
+                run = _scan(plant, roll_id, chosen, executor, patience, band_lines=band_lines, **how, **lines)
             except UserError as fault:
                 if len(rolls) == 1:
                     raise
@@ -234,6 +240,12 @@ def _tell(run: "Run") -> None:
     )
     by_class = ", ".join(f"{name} {count}" for name, count in told["by_class"].items() if count)
     console.say(f"{told['defects']} defects" + (f": {by_class}" if by_class else ""))
+    for line in told.get("faint_lines", ()):
+        console.say(
+            f"faint line of {line['class']}: lines {line['y0']} to {line['y1']}, "
+            f"px {line['x0']} to {line['x1']}, evidence {line['evidence']:.0f}, "
+            f"{line['in_table']:.0%} of it in the table"
+        )
     console.say(f"VERDICT {told['verdict']}: {'; '.join(told['reasons'])}")
 
 

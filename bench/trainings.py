@@ -1,0 +1,213 @@
+"""The trainings behind bench/nets.py and bench/small_object.py: a queue that goes on where it stopped.
+
+    python bench/trainings.py --data DIR [--only PATTERN] [--threads 1] [--list]
+
+Each training is a model in the plant build/trainings and, when it is judged, NAME.json (figures) and
+NAME.npz (counts by group, for paired intervals) beside it. What is there is not repeated, what was killed
+goes on at its last checkpoint, and several of these may run at once: each takes what no other holds.
+Thresholds come from val at one false-alarm budget for all; the test split is looked at once, at the end.
+"""
+
+import argparse
+import fcntl
+import fnmatch
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rollsight.inspect.calibrate import fit_thresholds
+from rollsight.inspect.engines import open_engine
+from rollsight.inspect.evaluate import evaluate
+from rollsight.inspect.labels import open_labels
+from rollsight.inspect.models import update_card
+from rollsight.inspect.plant import Plant
+from rollsight.inspect.train import Recipe
+from rollsight.jobs.train_job import train_model
+
+HOME = Path(__file__).parent.parent / "build" / "trainings"
+MINUTES = 20.0  # of one core, for each net
+# False alarms per Mpx, all classes together, 95 % upper limit on val. mt has 4.4 Mpx of clean val tiles,
+# which can show 0.68 at best; neu_clean has no clean image, and its alarms lie beside defects.
+BUDGETS = {"neu_clean": 15.0, "mt": 1.5}
+# Seconds of a step of 16 crops of 256 px, one thread, channels-last, bf16, with the making of the batch
+# (measured 2026-11-22).
+STEP_S = {"fcn": 2.5, "unet": 2.8, "unet_lite": 2.6, "deeplabv3plus": 2.5, "mobile": 1.1, "fast": 0.75}
+PRETRAINED = ("fcn", "unet_lite", "deeplabv3plus")  # on the Lite0 encoder of ImageNet
+# One scene of neu_clean is 200 px: whole scenes, padded by reflection as `evaluate` pads them.
+# `fewest`: mt has rare classes, and all nets get the same.
+PLAIN = Recipe(attention="none", crop_px=256, mosaic=1, focal_gamma=0.0, small_weight=0.0, fewest=0)
+SMALL = {"small_weight": 0.5}
+ARM_STEPS = 1200  # of each arm of the claim
+SEEDS = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One training of the queue."""
+
+    name: str
+    data: str  # folder of labelled data
+    arm: str  # "net", or the arm of the claim
+    recipe: Recipe
+
+
+def queue() -> list[Training]:
+    """All trainings, in the order in which they are wanted."""
+    nets = [_net(name, data, 0) for data in BUDGETS for name in ("baseline", *STEP_S)]
+    seeds = [_net("baseline", data, seed) for data in BUDGETS for seed in (1, 2)]
+    corners = [_arm(arm, "neu_clean", seed) for seed in SEEDS for arm in ("plain", "cbam+small")]
+    sides = [_arm(arm, "neu_clean", seed) for seed in SEEDS for arm in ("cbam", "small")]
+    rivals = [_arm(arm, "neu_clean", seed) for seed in range(3) for arm in ("se", "eca", "blob", "cc_dice")]
+    on_mt = [_arm(arm, "mt", seed) for seed in range(3) for arm in ("plain", "cbam+small")]
+    return [*nets, *seeds, *corners, *sides, *rivals, *on_mt]
+
+
+def _net(name: str, data: str, seed: int) -> Training:
+    """A net for MINUTES, with CBAM and the small-object term; `baseline`: plain Lite0 U-Net, CE + Dice."""
+    net = "unet_lite" if name == "baseline" else name
+    recipe = replace(
+        PLAIN,
+        net=net,
+        steps=round(MINUTES * 60 / STEP_S[net]),
+        learning_rate=1e-3 if net in PRETRAINED else 2e-3,
+        seed=seed,
+    )
+    if name != "baseline":
+        recipe = replace(recipe, attention="cbam", small_weight=0.1)
+    return Training(f"{data}-{name}-{seed}", data, "net", recipe)
+
+
+def _arm(arm: str, data: str, seed: int) -> Training:
+    """An arm of the claim on the net `fast`."""
+    recipe = replace(PLAIN, net="fast", crop_px=192, steps=ARM_STEPS, learning_rate=2e-3, seed=seed)
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "cbam": {"attention": "cbam"},
+        "small": SMALL,
+        "cbam+small": {"attention": "cbam", **SMALL},
+        "se": {"attention": "se"},
+        "eca": {"attention": "eca"},
+        "blob": {"instance": "blob"},
+        "cc_dice": {"instance": "cc_dice"},
+    }
+    return Training(f"{data}-arm-{arm.replace('+', '-')}-{seed}", data, arm, replace(recipe, **changes[arm]))
+
+
+@contextmanager
+def held(training: Training) -> Iterator[bool]:
+    """Whether this process may work on the training: no other does, until the block ends."""
+    path = HOME / f"{training.name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def work(training: Training, data: Path) -> dict[str, Any]:
+    """Train, fit thresholds on val, judge on test; the figures, which are also written."""
+    plant = Plant(HOME)
+    source = open_labels(data / training.data)
+    told = [time.monotonic(), 0.0]
+
+    def tell(step: int, terms: dict[str, float]) -> None:
+        told[1] += 1
+        if step % 50 == 0:
+            seconds = (time.monotonic() - told[0]) / told[1]
+            print(
+                f"{training.name} {step}/{training.recipe.steps} {terms['loss']:.3f} {seconds:.2f} s",
+                flush=True,
+            )
+
+    if (plant.models / training.name / "card.json").is_file():
+        model = plant.model(training.name)
+    else:
+        model = train_model(plant, training.name, [source], training.recipe, on_step=tell)
+    engine = open_engine(model)[1]
+    val, test = source.of_split("val"), source.of_split("test")
+    fitted = fit_thresholds(model, engine, val, budget_per_mpx=BUDGETS[training.data])
+    model = update_card(model, **fitted.card())
+    tally = evaluate(model, engine, test)
+    report, statistics = tally.report(), tally.statistics()
+    _save_counts(HOME / f"{training.name}.npz", statistics)
+    figures = {
+        "name": training.name,
+        "data": training.data,
+        "arm": training.arm,
+        "net": training.recipe.net,
+        "attention": training.recipe.attention,
+        "seed": training.recipe.seed,
+        "steps": training.recipe.steps,
+        "params": sum(parameter.numel() for parameter in model.net().parameters()),
+        "val_miou": fitted.tally.report()["pixel"]["miou"],
+        "miou": report["pixel"]["miou"],
+        "f1_h": report["instance"]["f1_h"],
+        "recall_tiny_small": report["instance"]["recall_by_size"]["tiny_small"]["recall"],
+        "fa_per_mpx": report["false_alarms"]["per_mpx"],
+        "clean_alarms": report["false_alarms"]["clean_images"]["alarms"],
+        "by_class": report["instance"]["by_class"],
+        "recipe": asdict(training.recipe),
+    }
+    _put(HOME / f"{training.name}.json", json.dumps(figures, indent=1).encode())
+    return figures
+
+
+def _save_counts(path: Path, statistics: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, **statistics)
+    temporary.replace(path)
+
+
+def _put(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def done(training: Training) -> dict[str, Any] | None:
+    """The figures of a training that is judged, of this recipe; None where there are none yet."""
+    path = HOME / f"{training.name}.json"
+    if not path.is_file():
+        return None
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if figures["recipe"] != asdict(training.recipe):
+        raise SystemExit(f"{path}: made with another recipe: remove it and its model, or keep the recipe")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("ROLLSIGHT_DATA", "../shared/data"))
+    parser.add_argument("--only", default="*", help="names to take, with * and ?")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="tell what is done and what is not")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    HOME.mkdir(parents=True, exist_ok=True)
+    chosen = [training for training in queue() if fnmatch.fnmatch(training.name, asked.only)]
+    if asked.list:
+        for training in chosen:
+            figures = done(training)
+            print(
+                training.name,
+                "-" if figures is None else f"val {figures['val_miou']:.3f} test {figures['miou']:.3f}",
+            )
+        return
+    for training in chosen:
+        with held(training) as mine:
+            if mine and done(training) is None:
+                figures = work(training, asked.data)
+                print(training.name, {key: figures[key] for key in ("val_miou", "miou", "f1_h")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Claim: how much of the fully supervised mIoU image labels give, and image labels with a tenth of the masks.
+
+Four trainings of the same net by the same recipe on the train scenes of `neu_clean`: all masks; image labels
+alone; image labels and a tenth of the masks; that tenth alone. The pooling's sharpness is chosen on val, by
+the pseudo-masks it gives there; test is looked at once for each net. What is done is kept in --work, so the
+same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import write_result
+from rollsight.inspect.evaluate import padded_logits
+from rollsight.inspect.labels import IGNORE, LabelledData, open_labels
+from rollsight.inspect.metrics import Tally
+from rollsight.inspect.train import Recipe, train
+from rollsight.inspect.weak import WeakData, learn, open_weak, pseudo_mask, write_pseudo
+from torch import nn
+
+ARMS = ("all_masks", "image_labels", "labels_and_tenth", "tenth_alone")
+SHARPNESS = (1.0, 4.0)
+TENTH = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    data = Path(os.environ.get("ROLLSIGHT_DATA", "../shared/data")) / "neu_clean"
+    parser.add_argument("--data", type=Path, default=data)
+    parser.add_argument("--work", type=Path, default=Path("build/weak"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1200, help="of a segmenter's training")
+    parser.add_argument("--weak-steps", type=int, default=900, help="of the net that makes the pseudo-masks")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=0, help="of each split, to try it quickly; 0: all")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    root: Path = options.work / f"{options.steps}-{options.weak_steps}-{options.images or 'all'}"
+    root.mkdir(parents=True, exist_ok=True)
+    whole = limited(open_weak(options.data), options.images)
+    held = {split: labelled(options.data, split, options.images) for split in ("train", "val", "test")}
+
+    sharpness = {}
+    chosen = {}
+    for arm in ("image_labels", "labels_and_tenth"):
+        data = with_masks(whole, 0 if arm == "image_labels" else TENTH, seed=0)
+        val = {
+            f"{r:g}": kept(
+                root / f"pseudo-{arm}-{r:g}.json",
+                lambda data=data, r=r, arm=arm: {
+                    "miou": of_pseudo(
+                        taught(data, root, arm, 0, r, options.weak_steps), whole.of_split("val"), arm
+                    )
+                },
+            )["miou"]
+            for r in SHARPNESS
+        }
+        sharpness[arm] = {"val_miou_of_pseudo_masks": val}
+        chosen[arm] = float(max(val, key=lambda r: val[r]))
+    figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    for seed in range(options.seeds):
+        for arm in ARMS:
+
+            def judge(arm: str = arm, seed: int = seed) -> dict[str, float]:
+                net = segmenter(arm, seed, whole, held["train"], root, options, chosen.get(arm, 1.0))
+                return {
+                    "val": of_net(net, held["val"]),
+                    "test": of_net(net, held["test"]),
+                }
+
+            figures[arm].append(kept(root / f"{arm}-{seed}.json", judge))
+            print(seed, arm, figures[arm][-1], flush=True)
+    full = np.array([found["test"] for found in figures["all_masks"]])
+    result = {}
+    for arm in ARMS:
+        test = np.array([found["test"] for found in figures[arm]])
+        result[arm] = {
+            "test_miou": test.tolist(),
+            "val_miou": [found["val"] for found in figures[arm]],
+            "mean": float(test.mean()),
+            "share_of_all_masks": float(test.mean() / full.mean()),
+            "share_by_seed": (test / full).tolist(),
+        }
+    write_result(
+        "weak" if not options.images else "weak_trial",
+        {
+            "data": "neu_clean",
+            "images": {split: len(source.samples) for split, source in held.items()},
+            "masks_of_a_tenth": -(-len(held["train"].samples) // TENTH),
+            "steps": options.steps,
+            "weak_steps": options.weak_steps,
+            "seeds": options.seeds,
+            "sharpness": {arm: {**told, "chosen": chosen[arm]} for arm, told in sharpness.items()},
+            **result,
+        },
+        seed=0,
+    )
+    print(json.dumps(result, indent=1))
+
+
+def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `path` holds, or what is made and put there."""
+    if not path.is_file():
+        made = make()
+        path.with_suffix(".tmp").write_text(json.dumps(made))
+        path.with_suffix(".tmp").replace(path)
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
+
+
+def with_masks(data: WeakData, every: int, seed: int) -> WeakData:
+    """The same data with the masks of one training image in `every` left, by chance; 0: of none."""
+    train_at = [i for i, sample in enumerate(data.samples) if sample.split == "train"]
+    count = -(-len(train_at) // every) if every else 0
+    left = set(np.random.default_rng(seed).permutation(train_at)[:count].tolist())
+    samples = (
+        replace(sample, mask=None) if sample.split == "train" and i not in left else sample
+        for i, sample in enumerate(data.samples)
+    )
+    return WeakData(data.root, data.classes, tuple(samples))
+
+
+def limited(data: WeakData, images: int) -> WeakData:
+    if not images:
+        return data
+    splits = [data.of_split(split).samples for split in ("train", "val", "test")]
+    samples = [sample for found in splits for sample in found[:: -(-len(found) // images)]]
+    return WeakData(data.root, data.classes, tuple(samples))
+
+
+def labelled(root: Path, split: str, images: int) -> LabelledData:
+    data = open_labels(root).of_split(split)
+    step = -(-len(data.samples) // images) if images else 1
+    return LabelledData(data.root, data.classes, data.samples[::step])
+
+
+def taught(data: WeakData, root: Path, arm: str, seed: int, sharpness: float, steps: int) -> nn.Module:
+    """The net of the first stage; its checkpoint is its result, so asked again it is read."""
+    run = root / f"learned-{arm}-{sharpness:g}-{seed}"
+    return learn(data.of_split("train"), run, steps=steps, seed=seed, sharpness=sharpness)
+
+
+def of_pseudo(net: nn.Module, data: WeakData, arm: str) -> float:
+    """mIoU of pseudo-masks against the masks there are; what they ignore is missed."""
+    tally = Tally(data.classes)
+    for sample in data.samples:
+        image, truth = sample.read()
+        assert truth is not None  # of val all have one
+        found = pseudo_mask(net, image, sample.present, calibrated=arm != "image_labels")
+        found[found == IGNORE] = 0
+        tally.add(truth, found, found, sample.group)
+    return float(tally.report()["pixel"]["miou"])
+
+
+def segmenter(
+    arm: str,
+    seed: int,
+    whole: WeakData,
+    masks: LabelledData,
+    root: Path,
+    options: argparse.Namespace,
+    sharpness: float,
+) -> nn.Module:
+    """The net of an arm, trained by the default recipe on what the arm may see."""
+    data = with_masks(whole, 0 if arm == "image_labels" else TENTH, seed)
+    left = {sample.image for sample in data.of_split("train").samples if sample.mask is not None}
+    sources: Sequence[LabelledData] = [masks]
+    if arm == "tenth_alone":
+        sources = [only(masks, left)]
+    elif arm != "all_masks":
+        net = taught(data, root, arm, seed, sharpness, options.weak_steps)
+        out = root / f"masks-{arm}-{seed}"
+        if not out.is_dir():
+            write_pseudo(net, data, out, f"{options.weak_steps} steps, seed {seed}")
+        sources = [open_labels(out).of_split("train")]
+        if left:  # real masks are a tenth of the images and half of each batch
+            sources = [*sources, only(masks, left)]
+    recipe = Recipe(steps=options.steps, seed=seed, fewest=0)
+    net = train(sources, root / f"trained-{arm}-{seed}", recipe)
+    if arm in ("image_labels", "labels_and_tenth"):
+        shutil.rmtree(root / f"masks-{arm}-{seed}")
+    return net
+
+
+def only(data: LabelledData, images: set[Path]) -> LabelledData:
+    return LabelledData(data.root, data.classes, tuple(s for s in data.samples if s.image in images))
+
+
+def of_net(net: nn.Module, data: LabelledData) -> float:
+    """mIoU of the plain argmax, pooled over the images."""
+
+    def engine(window: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return net(torch.from_numpy(np.ascontiguousarray(window))[None])[0].numpy()  # type: ignore[no-any-return]
+
+    tally = Tally(data.classes)
+    for sample in data.samples:
+        image, truth = sample.read()
+        argmax = padded_logits(engine, image).argmax(axis=0).astype(np.uint8)
+        tally.add(truth, argmax, argmax, sample.group)
+    return float(tally.report()["pixel"]["miou"])
+
+
+if __name__ == "__main__":
+    main()
