@@ -95,7 +95,9 @@ def train_model(
         "notes": list(notes),
     }
     # Under another name until all is there: killed here, the same call makes it again.
-    golden = cut_windows(learned, GOLDEN_WINDOWS, GOLDEN_PX, recipe.seed)
+    # Of rolls where there are some: images of others may not be passed on with a model.
+    shown = [source for source in learned if is_rolls(source)] or learned
+    golden = cut_windows(shown, GOLDEN_WINDOWS, GOLDEN_PX, recipe.seed)
     model = save_model(run / name, net, card, golden)
     for source in held:
         model = add_to_card(model, source, "val")
@@ -130,13 +132,17 @@ def add_to_card(model: Model, data: LabelledData, split: str, tally: Tally | Non
 def describe(data: LabelledData, split: str) -> dict[str, Any]:
     """What a card says of a source: never a path, which is one machine's."""
     groups = data.groups()
-    rolls = all(sample.split == ANY_SPLIT for sample in data.samples)
     several = f"{len(groups)} rolls, {groups[0]} to {groups[-1]}" if len(groups) > 1 else f"roll {groups[0]}"
     return {
-        "source": several if rolls else data.root.name,
+        "source": several if is_rolls(data) else data.root.name,
         "split": split,
         "images": len(data.samples),
         "groups": len(groups),
         "group_names": groups,
         "digest": data.digest(),
     }
+
+
+def is_rolls(data: LabelledData) -> bool:
+    """Whether the data is of labelled rolls: they have no splits."""
+    return all(sample.split == ANY_SPLIT for sample in data.samples)
