@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.golden import GOLDEN
 from rollsight.inspect.models import open_model
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.rolls import LabelWriter, RollWriter, Strip, roll_path
 from rollsight.jobs.cli import app
 from rollsight.jobs.commands.training import train
+from safetensors.numpy import load_file
 
 SMALLEST = ["--crop-px", "64", "--batch", "4", "--attention", "none", "--threads", "1"]
 
@@ -143,15 +145,47 @@ def test_a_model_of_two_lighting_modes_learns_from_a_teacher_and_is_tuned(home, 
     assert [one["card"]["name"] for one in told] == ["taught", "tuned"]
 
 
+def test_golden_windows_are_of_rolls_where_there_are_some(data, tmp_path):
+    """Images of others may not be passed on with a model."""
+    dark = labelled_roll(tmp_path, {"dark": 40})
+
+    run(
+        tmp_path,
+        "train",
+        "both",
+        "--data",
+        data,
+        "--data",
+        dark,
+        *SMALLEST,
+        "--mosaic",
+        1,
+        "--steps",
+        1,
+        "--net",
+        "fast",
+    )
+
+    windows = load_file(open_model("both", tmp_path / "models").folder / GOLDEN)["windows"]
+    assert 0 < windows.max() < 0.5  # the images are at 128 of 255 and above
+
+
 def two_modes(folder):
     """A labelled roll of 256 x 512 px in two lighting modes, with 60 pits."""
+    return labelled_roll(folder, {"bright": 120, "dark": 120})
+
+
+def labelled_roll(folder, lighting):
+    """A labelled roll of 256 x 512 px with 60 pits, brighter in the first mode and darker in the second."""
     mask = np.zeros((256, 512), dtype=np.uint8)
     mask[4:240:40, 4:480:48] = mask[5:240:40, 4:480:48] = 1
     pixels = (
-        np.random.default_rng(0).normal(120, 4, (2, *mask.shape)) + np.array([60, -60])[:, None, None] * mask
+        np.random.default_rng(0).normal(0, 4, (len(lighting), *mask.shape))
+        + np.array([*lighting.values()])[:, None, None]
+        + np.array([60, -60])[: len(lighting), None, None] * mask
     )
     path = roll_path(folder, "R1")
-    strip = Strip("R1", "top", ("bright", "dark"), mm_per_px_x=0.5, mm_per_line=0.5)
+    strip = Strip("R1", "top", tuple(lighting), mm_per_px_x=0.5, mm_per_line=0.5)
     with RollWriter(path, strip, mask.shape[1], np.uint8) as writer:
         writer.append(pixels.astype(np.uint8))
     labels = LabelWriter.create(path, "truth", ("pit",), lines=256, width=512, shard_lines=4096)
