@@ -25,11 +25,11 @@ import torch
 from rollsight.inspect.calibrate import fit_thresholds
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.evaluate import evaluate
-from rollsight.inspect.labels import open_labels
+from rollsight.inspect.labels import describe, open_labels
 from rollsight.inspect.models import update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.train import Recipe
-from rollsight.jobs.train_job import describe, train_model
+from rollsight.jobs.train_job import train_model
 
 HOME = Path(__file__).parent.parent / "build" / "trainings"
 MINUTES = 20.0  # of one core, for each net
@@ -135,9 +135,7 @@ def work(training: Training, data: Path) -> dict[str, Any]:
     engine = open_engine(model)[1]
     val, test = source.of_split("val"), source.of_split("test")
     fitted = fit_thresholds(model, engine, val, budget_per_mpx=BUDGETS[training.data])
-    fields = fitted.card()
-    fields["calibrated_on"] |= describe(val, "val")
-    model = update_card(model, **fields)
+    model = update_card(model, **fitted.card(describe(val, "val")))
     tally = evaluate(model, engine, test)
     report, statistics = tally.report(), tally.statistics()
     _save_counts(HOME / f"{training.name}.npz", statistics)

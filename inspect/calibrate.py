@@ -5,7 +5,7 @@ each image; every pixel that a threshold could ask for goes into a temporary fil
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -46,15 +46,15 @@ class Fitted:
     ece: tuple[float, float]  # calibration error at temperature 1 and at the fitted one
     tally: Tally  # of the data at the fitted thresholds, as `evaluate` counts it
 
-    def card(self) -> dict[str, Any]:
-        """The fields of a model's card that the fit decides; `calibrated_on` lacks the data's description."""
+    def card(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a model's card that the fit decides; `data`: what it was fitted on (`describe`)."""
         figures = ("alarms", "mpx", "upper", "ece")
         return {
             "thresholds": self.thresholds,
             "thresholds_basis": self.basis,
             "temperature": self.temperature,
             "budget": self.budget,
-            "calibrated_on": {name: getattr(self, name) for name in figures},
+            "calibrated_on": {**{name: getattr(self, name) for name in figures}, **data},
         }
 
 

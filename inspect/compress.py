@@ -8,7 +8,7 @@ from rollsight.inspect.calibrate import Fitted, fit_thresholds
 from rollsight.inspect.engines import Engine
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.evaluate import evaluate
-from rollsight.inspect.labels import LabelledData
+from rollsight.inspect.labels import LabelledData, describe
 from rollsight.inspect.metrics import MIN_N, Tally
 from rollsight.inspect.models import Card, Model
 
@@ -85,7 +85,7 @@ def judge(
     Raises UserError where `test` has too few tiny and small defects to judge by.
     """
     fitted = fit_thresholds(model, engine, val, budget_per_mpx=budget_per_mpx, on_image=on_image)
-    card = Card(**{**model.card.model_dump(), **fitted.card()})
+    card = Card(**{**model.card.model_dump(), **fitted.card(describe(val, "val"))})
     judged = Judged(fitted, evaluate(Model(model.folder, card), engine, test, on_image=on_image))
     if judged.n < MIN_N:
         raise UserError(

@@ -250,13 +250,12 @@ def padded_logits(engine: Engine, image: NDArray[np.float32]) -> NDArray[np.floa
 
 def report(model: Model, data: LabelledData, tally: Tally) -> dict[str, Any]:
     """The figures as plain numbers, with the model's thresholds and 95 % intervals over groups."""
-    seen = {group for source in model.card.trained_on for group in source.get("group_names", ())}
     return {
         **tally.report(),
         "thresholds": dict(model.card.thresholds),
         "intervals": tally.intervals(),
         "unknown_classes": [name for name in data.classes if name not in model.card.classes],
-        "groups_trained_on": sorted(seen & set(data.groups())),
+        "groups_trained_on": sorted(model.card.groups() & set(data.groups())),
     }
 
 

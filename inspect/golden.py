@@ -5,13 +5,15 @@ defects. Three windows of 64 px cost an opening 25 ms on ONNX Runtime, 140 ms on
 their shape (default model, one thread of a busy machine, 2026-11).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import LabelledData, is_rolls
 from rollsight.inspect.tiles import CELL
+from rollsight.inspect.windows import cut_windows
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -25,6 +27,15 @@ PARITY = 1e-3  # largest difference of a probability between engines in fp32 (me
 ROUNDED = 0.01
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # as engines.Engine
+
+
+def golden_windows(data: Sequence[LabelledData], seed: int = 0) -> NDArray[np.float32]:
+    """The golden windows (N, M, H, W) of a model that learns from `data`.
+
+    Of rolls where there are some: images of others may not be passed on with a model.
+    """
+    shown = [source for source in data if is_rolls(source)] or data
+    return cut_windows(shown, GOLDEN_WINDOWS, GOLDEN_PX, seed)
 
 
 def write_golden(folder: Path, windows: NDArray[np.float32], run: Run) -> None:

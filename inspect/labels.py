@@ -136,6 +136,25 @@ class LabelledData:
         return digest.hexdigest()
 
 
+def describe(data: LabelledData, split: str) -> dict[str, Any]:
+    """What a card says of a source: never a path, which is one machine's."""
+    groups = data.groups()
+    several = f"{len(groups)} rolls, {groups[0]} to {groups[-1]}" if len(groups) > 1 else f"roll {groups[0]}"
+    return {
+        "source": several if is_rolls(data) else data.root.name,
+        "split": split,
+        "images": len(data.samples),
+        "groups": len(groups),
+        "group_names": groups,
+        "digest": data.digest(),
+    }
+
+
+def is_rolls(data: LabelledData) -> bool:
+    """Whether the data is of labelled rolls: they have no splits."""
+    return all(sample.split == ANY_SPLIT for sample in data.samples)
+
+
 def open_labels(root: Path, on_fault: OnFault = refuse) -> LabelledData:
     """The labelled data under `root`; UserError names what is missing or contradictory.
 

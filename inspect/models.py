@@ -64,6 +64,10 @@ class Card(BaseModel):
             raise ValueError(f"halo_px is {self.halo_px}: it must be a multiple of the {CELL} px cell")
         return self
 
+    def groups(self) -> set[str]:
+        """The groups that the model was trained on: figures on them say nothing."""
+        return {group for source in self.trained_on for group in source.get("group_names", ())}
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.models import Model, open_model
-from rollsight.inspect.rolls import Roll, open_roll, roll_path
+from rollsight.inspect.rolls import Roll, check_roll_id, open_roll, roll_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,12 @@ class Plant:
 
     def roll_ids(self) -> list[str]:
         return sorted(path.stem for path in self.rolls.glob("[!.]*.zarr"))
+
+    def check_new_model(self, name: str) -> None:
+        """Raise UserError where no model of that name can be put into the plant."""
+        check_roll_id(name)  # model names keep to the same letters
+        if name == "default" or (self.models / name).exists():
+            raise UserError(f"model {name!r} exists: choose another name", USAGE)
 
     def model(self, name: str) -> Model:
         return open_model(name, self.models)

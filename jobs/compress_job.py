@@ -13,15 +13,13 @@ from rollsight.inspect.compress import Gate, Judged, judge
 from rollsight.inspect.engines import Engine, choose, open_engine
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.evaluate import card_metric
-from rollsight.inspect.golden import GOLDEN, GOLDEN_PX, GOLDEN_WINDOWS, write_golden
-from rollsight.inspect.labels import LabelledData
+from rollsight.inspect.golden import GOLDEN, golden_windows, write_golden
+from rollsight.inspect.labels import LabelledData, describe
 from rollsight.inspect.models import GRAPH, WEIGHTS, Model, save_model, sha256_of, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.recipe import Recipe
-from rollsight.inspect.rolls import check_roll_id
 from rollsight.inspect.train import model_classes, train
 from rollsight.inspect.windows import cut_windows
-from rollsight.jobs.train_job import describe
 
 FINE_TUNING_STEPS = 600
 FINE_TUNING_RATE = 5e-4  # half of what a net begins with
@@ -57,9 +55,7 @@ def compress_model(
     loses more than one tiny or small defect of its test split is not kept. Interrupted, the same call goes on
     with the fine-tuning. Raises UserError for a name that is taken or data that does not suffice.
     """
-    check_roll_id(name)
-    if name == "default" or (plant.models / name).exists():
-        raise UserError(f"model {name!r} exists: choose another name", USAGE)
+    plant.check_new_model(name)
     if prune_share is not None and not find_spec("torch_pruning"):
         raise UserError("torch-pruning is not installed: pip install 'rollsight[compress]'", CONFIG)
     if original.card.precision == "int8":
@@ -103,12 +99,10 @@ def compress_model(
     if not gate.passed:
         shutil.rmtree(run)
         return Compressed(gate, about, None)
-    fitted = gate.compressed.fitted.card()
-    fitted["calibrated_on"] |= describe(val, "val")
     source = describe(test, "test")["source"]
     update_card(
         made,
-        **fitted,
+        **gate.compressed.fitted.card(describe(val, "val")),
         metrics=[
             card_metric(source, split, tally)
             for split, tally in (("val", gate.compressed.fitted.tally), ("test", gate.compressed.tally))
@@ -153,7 +147,7 @@ def int8_model(original: Model, folder: Path, learned: Sequence[LabelledData], t
         **_made_now(),
     )
     # Of the maker's own engine: INT8 rounds, so the net's logits are not what another engine should give.
-    write_golden(folder, cut_windows(learned, GOLDEN_WINDOWS, GOLDEN_PX), onnx_engine(model))
+    write_golden(folder, golden_windows(learned), onnx_engine(model))
     return update_card(model, golden_sha256=sha256_of(folder / GOLDEN))
 
 
@@ -201,7 +195,7 @@ def _pruned(
             },
             **_made_now(),
         },
-        cut_windows(learned, GOLDEN_WINDOWS, GOLDEN_PX),
+        golden_windows(learned),
     )
 
 

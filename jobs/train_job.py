@@ -12,15 +12,13 @@ from rollsight.inspect.checkpoints import CONFIG, CURVE
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import card_metric, evaluate
-from rollsight.inspect.golden import GOLDEN_PX, GOLDEN_WINDOWS
-from rollsight.inspect.labels import ANY_SPLIT, LabelledData
+from rollsight.inspect.golden import golden_windows
+from rollsight.inspect.labels import LabelledData, describe
 from rollsight.inspect.metrics import Tally
 from rollsight.inspect.models import Model, save_model, update_card
 from rollsight.inspect.plant import Plant
-from rollsight.inspect.rolls import check_roll_id
 from rollsight.inspect.train import Recipe, model_classes, train
 from rollsight.inspect.training_pictures import draw_curves, draw_worst, worst_images
-from rollsight.inspect.windows import cut_windows
 
 TRAINING = "training"  # folder of a model with what its training was
 CURVES_PICTURE = "curve.png"
@@ -51,9 +49,7 @@ def train_model(
     images as PNG. Raises UserError for a name that is taken or data that cannot be trained on. Interrupted,
     the same call goes on.
     """
-    check_roll_id(name)  # model names keep to the same letters
-    if name == "default" or (plant.models / name).exists():
-        raise UserError(f"model {name!r} exists: choose another name", USAGE)
+    plant.check_new_model(name)
     learned = [source.of_split("train") for source in data]
     held = [source.of_split("val") for source in data if any(s.split == "val" for s in source.samples)]
     classes = model_classes(learned)
@@ -95,10 +91,7 @@ def train_model(
         "notes": list(notes),
     }
     # Under another name until all is there: killed here, the same call makes it again.
-    # Of rolls where there are some: images of others may not be passed on with a model.
-    shown = [source for source in learned if is_rolls(source)] or learned
-    golden = cut_windows(shown, GOLDEN_WINDOWS, GOLDEN_PX, recipe.seed)
-    model = save_model(run / name, net, card, golden)
+    model = save_model(run / name, net, card, golden_windows(learned, recipe.seed))
     for source in held:
         model = add_to_card(model, source, "val")
     keep_training(run, model, held)
@@ -127,22 +120,3 @@ def add_to_card(model: Model, data: LabelledData, split: str, tally: Tally | Non
     name = describe(chosen, split)["source"]
     kept = [m for m in model.card.metrics if (m["data"], m["split"]) != (name, split)]
     return update_card(model, metrics=[*kept, card_metric(name, split, tally)])
-
-
-def describe(data: LabelledData, split: str) -> dict[str, Any]:
-    """What a card says of a source: never a path, which is one machine's."""
-    groups = data.groups()
-    several = f"{len(groups)} rolls, {groups[0]} to {groups[-1]}" if len(groups) > 1 else f"roll {groups[0]}"
-    return {
-        "source": several if is_rolls(data) else data.root.name,
-        "split": split,
-        "images": len(data.samples),
-        "groups": len(groups),
-        "group_names": groups,
-        "digest": data.digest(),
-    }
-
-
-def is_rolls(data: LabelledData) -> bool:
-    """Whether the data is of labelled rolls: they have no splits."""
-    return all(sample.split == ANY_SPLIT for sample in data.samples)

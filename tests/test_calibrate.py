@@ -108,7 +108,7 @@ def test_a_larger_budget_never_finds_less(spots):
 
 def test_what_was_counted_is_what_evaluate_counts_with_the_fitted_card(spots):
     fitted = fit_thresholds(model_of("pit", "scratch"), gray_engine, spots, budget_per_mpx=60.0)
-    card = fitted.card()
+    card = fitted.card({})
     again = evaluate(
         model_of("pit", "scratch", thresholds=card["thresholds"], temperature=card["temperature"]),
         gray_engine,

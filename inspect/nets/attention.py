@@ -28,34 +28,12 @@ def at_entry(attention: Attention, channels: int, cell: int) -> nn.Module:
     return CBAM(channels, cell) if attention == "cbam" else nn.Identity()
 
 
-class CellChannelAttention(nn.Module):
-    """Weight each channel by what its cell holds: (N, C, H, W) -> (N, C, H, W).
-
-    CBAM's channel attention (Woo et al. 2018, arXiv:1807.06521, eq. 2) pools over the whole tile, so the
-    same strip cut otherwise gets other weights. Here the pooling is over cells of `cell` x `cell`
-    features on the canonical grid: H and W must be multiples of `cell`.
-    """
-
-    def __init__(self, channels: int, cell: int, reduction: int = 8) -> None:
-        super().__init__()
-        self.mean = nn.AvgPool2d(cell)
-        self.peak = nn.MaxPool2d(cell)
-        self.spread = nn.Upsample(scale_factor=float(cell))
-        hidden = max(channels // reduction, 8)
-        self.squeeze = nn.Conv2d(channels, hidden, kernel_size=1)
-        self.excite = nn.Conv2d(hidden, channels, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = self.excite(F.relu(self.squeeze(self.mean(x))))  # (N, C, H / cell, W / cell)
-        peak = self.excite(F.relu(self.squeeze(self.peak(x))))
-        return x * self.spread(torch.sigmoid(mean + peak))  # type: ignore[no-any-return]
-
-
 class CellSqueezeExcite(nn.Module):
     """Weight each channel by its mean over the cell: (N, C, H, W) -> (N, C, H, W).
 
     Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507, eq. 2 to 4), pooled over cells of `cell` x
-    `cell` features in place of the whole tile: CBAM's channel attention without the peaks.
+    `cell` features on the canonical
+    grid in place of the whole tile: H and W must be multiples of `cell`.
     """
 
     def __init__(self, channels: int, cell: int, reduction: int = 8) -> None:
@@ -69,6 +47,23 @@ class CellSqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.excite(F.relu(self.squeeze(self.mean(x))))  # (N, C, H / cell, W / cell)
         return x * self.spread(torch.sigmoid(weight))  # type: ignore[no-any-return]
+
+
+class CellChannelAttention(CellSqueezeExcite):
+    """Weight each channel by its mean and its peak in the cell: (N, C, H, W) -> (N, C, H, W).
+
+    CBAM's channel attention (Woo et al. 2018, arXiv:1807.06521, eq. 2) pools over the whole tile, so the
+    same strip cut otherwise gets other weights; here over cells, as above.
+    """
+
+    def __init__(self, channels: int, cell: int, reduction: int = 8) -> None:
+        super().__init__(channels, cell, reduction)
+        self.peak = nn.MaxPool2d(cell)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.excite(F.relu(self.squeeze(self.mean(x))))  # (N, C, H / cell, W / cell)
+        peak = self.excite(F.relu(self.squeeze(self.peak(x))))
+        return x * self.spread(torch.sigmoid(mean + peak))  # type: ignore[no-any-return]
 
 
 class ChannelConv(nn.Conv1d):

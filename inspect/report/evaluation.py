@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -16,7 +15,7 @@ from rollsight.inspect.evaluate import Examination, Finding
 from rollsight.inspect.metrics import BUCKET_EDGES_PX, BUCKETS, MIN_N
 from rollsight.inspect.models import Model
 from rollsight.inspect.report.crops import JPEG_QUALITY, MIN_CONTRAST, data_uri, outline
-from rollsight.inspect.report.page import COLOURS, FOLDER, SHADES, measure, number
+from rollsight.inspect.report.page import COLOURS, FOLDER, SHADES, environment
 
 PLOT = (46, 12, 400, 250)  # px of a chart: left, top, width, height of what lies within its axes
 PICTURE_PX = 300  # longer side of a picture
@@ -39,18 +38,14 @@ def write_evaluation(
     path: Path, model: Model, data: str, split: str, figures: dict[str, Any], told: Examination
 ) -> None:
     """Write the page of an examination, whole or not at all; `figures` are `evaluate.examined`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, measure=measure)
     style = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "evaluation.css"))
-    html = environment.get_template("evaluation.html").render(
-        _content(model, data, split, figures, told),
-        style=Markup(style),  # noqa: S704 # files of this package
+    html = (
+        environment()
+        .get_template("evaluation.html")
+        .render(
+            _content(model, data, split, figures, told),
+            style=Markup(style),  # noqa: S704 # files of this package
+        )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -115,21 +115,26 @@ def _summary(run: Path, roll: Roll) -> dict[str, Any]:
     return dict(summary)
 
 
-def _render(content: dict[str, Any]) -> str:
-    """The template filled in. All values are escaped; only our own style and script are not."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """What the pages' templates are read with."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, measure=measure, percent=lambda value: f"{value:.3f}%")
+    made.filters.update(number=number, measure=measure, percent=lambda value: f"{value:.3f}%")
+    return made
+
+
+def _render(content: dict[str, Any]) -> str:
+    """The template filled in. All values are escaped; only our own style and script are not."""
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     ours = {"style": style, "script": script, "script_hash": script_hash}
     trusted = {name: Markup(text) for name, text in ours.items()}  # noqa: S704 # files of this package
-    return environment.get_template("page.html").render(content, **trusted)
+    return environment().get_template("page.html").render(content, **trusted)
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -130,10 +130,10 @@ def calibrate(
     from rollsight.inspect.calibrate import fit_thresholds
     from rollsight.inspect.engines import open_engine
     from rollsight.inspect.evaluate import card_metric, m2_per_mpx
+    from rollsight.inspect.labels import describe
     from rollsight.inspect.models import update_card
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
-    from rollsight.jobs.train_job import describe
 
     if model == "default":
         raise UserError(
@@ -153,13 +153,13 @@ def calibrate(
             budget_per_mpx=None if budget is None else budget * (scale or 1.0),
             on_image=on_done,
         )
-    about, fields = describe(chosen, split), fitted.card()
+    about = describe(chosen, split)
+    fields = fitted.card(about)
     stale = [
         f"{m['data']} {m['split']}"
         for m in file.card.metrics
         if (m["data"], m["split"]) != (about["source"], split)
     ]
-    fields["calibrated_on"] |= about
     fields["metrics"] = [card_metric(about["source"], split, fitted.tally)]
     changed = update_card(file, **fields)
     if as_json:
@@ -175,8 +175,7 @@ def calibrate(
     console.say(
         f"temperature {fitted.temperature:.2f}: calibration error {before:.4f} before, {after:.4f} now"
     )
-    seen = {group for source in file.card.trained_on for group in source.get("group_names", ())}
-    if leaked := sorted(seen & set(chosen.groups())):
+    if leaked := sorted(file.card.groups() & set(chosen.groups())):
         console.say(f"groups it was trained on, so both are too hopeful: {', '.join(leaked[:10])}")
     if stale:
         console.say(
