@@ -28,6 +28,8 @@ def merge_unlabelled(logits: Tensor, labelled: Tensor) -> Tensor:
     2021, arXiv:2007.03868, eq. 3 (marginal loss), on logits: the background's becomes the log of the sum
     of the exponents of all that it holds, the channels merged away get -1e9.
     """
+    if labelled.all():
+        return logits.float()
     return torch.stack([_merged(one, known) for one, known in zip(logits.float(), labelled, strict=True)])
 
 

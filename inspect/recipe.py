@@ -38,6 +38,7 @@ class Recipe:
     small_crops: float = 0.0  # share of crops around a component under 256 px
     balanced: float = 0.0  # share of crops around a component of a class drawn first
     copy_paste: float = 0.0  # share of crops that get a component of another one
+    warped: float = 0.5  # share of crops turned, scaled and shifted a little; half as many are bent
     light_gradient: float = 0.0  # share of crops with light that falls off to one side
     modality_dropout: float = 0.0  # probability of each lighting mode to be left out of a step
     patience: int = 0  # evaluations on val without a gain before the training ends; 0: it never does
@@ -63,7 +64,7 @@ def check_recipe(recipe: Recipe, sources: int) -> None:
             f"and one for each of {sources} sources",
             USAGE,
         )
-    for name in ("clean_share", "small_crops", "balanced", "copy_paste", "light_gradient"):
+    for name in ("clean_share", "small_crops", "balanced", "copy_paste", "warped", "light_gradient"):
         if not 0 <= getattr(recipe, name) <= 1:
             raise UserError(f"recipe: {name} is {getattr(recipe, name):g}: a share is 0 to 1", USAGE)
     drawn = recipe.clean_share + recipe.small_crops + recipe.balanced

@@ -63,7 +63,7 @@ class Sampler:
         self.sources, self.recipe = sources, recipe
         self.bounds = share_bounds([source.share for source in sources], recipe)
         self._pools = [_pools(source, recipe) for source in sources]
-        self._pipeline = augment.augmentations(recipe.light_gradient)
+        self._pipeline = augment.augmentations(recipe.light_gradient, recipe.warped)
         if recipe.modality_dropout and len(sources[0].images[0].image) == 1:
             raise UserError(
                 f"recipe: modality_dropout is {recipe.modality_dropout:g}, but the data has one lighting "

@@ -64,7 +64,7 @@ def train(
     it does not label too; by default it is not, and they count as background there
     (`losses.merge_unlabelled`). `val` is what `recipe.patience` judges by. `stop_after` ends the run at a
     step, as a kill would, with its checkpoint. `autocast` None means where it was found faster: CUDA, and
-    CPUs with AMX. `init` is a net to begin from, `teacher` one to learn from as well, each with its
+    CPUs with bf16. `init` is a net to begin from, `teacher` one to learn from as well, each with its
     classes. Raises UserError for data that cannot be trained on.
     """
     _check(data, recipe, shares, val)
@@ -265,6 +265,8 @@ def _autocast(
     device: torch.device, wanted: bool | None
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     if wanted is None:
-        # Without AMX, bf16 on a CPU is emulated and slower than fp32.
-        wanted = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+        # Where a CPU has no bf16 of its own it is emulated, and slower than fp32. With AVX-512's a step took
+        # 0.5 to 0.8 of the time (measured 2026-11-24; `mobile` 1.2).
+        known = torch.cpu.get_capabilities()
+        wanted = device.type == "cuda" or bool(known.get("amx_bf16") or known.get("avx512_bf16"))
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=wanted)

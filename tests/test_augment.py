@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rollsight.inspect.augment import (
+    ElasticTransform,
     LIGHT_GRADIENT,
     RING,
     augment,
@@ -281,6 +282,26 @@ def test_planes_beside_the_labels_are_warped_as_they_are(batch):
 
 
 # Light that falls off
+
+
+def test_a_bent_sample_moves_by_three_px_and_smoothly():
+    """A ramp tells where each pixel came from: std 3 px, and neighbours move alike."""
+    torch.manual_seed(0)
+    side = 192
+    ramp = torch.arange(side, dtype=torch.float32).expand(8, 1, side, side) / 256
+    bent = ElasticTransform(p=1.0)(ramp)
+
+    moved = ((bent - ramp) * 256)[:, 0, :, 16:-16]
+    assert 2.0 < moved.std() < 4.0
+    assert (moved[:, 1:] - moved[:, :-1]).abs().max() < 1.5
+
+
+def test_nothing_is_warped_where_no_share_is(batch):
+    """Flips and quarter turns move pixels as they are: the number of px of each class stays."""
+    _, labels, _ = draw(batch, 0, warped=0.0)
+
+    for before, after in zip(batch[1], labels, strict=True):
+        assert torch.equal(before.unique(return_counts=True)[1], after.unique(return_counts=True)[1])
 
 
 def test_a_light_gradient_runs_from_one_side_to_the_other_and_moves_no_label(batch):

@@ -53,7 +53,8 @@ def home(data, tmp_path_factory):
         *(home, "train", "deep", "--data", data, *SMALLEST, "--net", "unet", "--deep-supervision"),
         *("--mosaic", 1, "--loss", "boundary", "--focal-gamma", 2, "--small-weight", 0.3),
         *("--instance", "cc_dice", "--instance-weight", 0.7, "--clean-share", 0.25, "--small-crops", 0.25),
-        *("--balanced", 0.25, "--copy-paste", 0.5, "--light-gradient", 0.5, "--learning-rate", 0.002),
+        *("--balanced", 0.25, "--copy-paste", 0.5, "--light-gradient", 0.5, "--warped", 0.75),
+        *("--learning-rate", 0.002),
         *("--steps", 3, "--patience", 1, "--evaluate-every", 1, "--seed", 3, "--note", "All of it."),
     )
     return home
@@ -76,6 +77,7 @@ def test_the_card_has_what_was_asked_for(home):
         "small_crops": 0.25,
         "balanced": 0.25,
         "copy_paste": 0.5,
+        "warped": 0.75,
         "light_gradient": 0.5,
         "learning_rate": 0.002,
         "steps": 3,

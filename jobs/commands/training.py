@@ -84,6 +84,13 @@ def train(
         float,
         typer.Option(help="Share of crops that get a defect of another one.", rich_help_panel=CROPS),
     ] = 0.0,
+    warped: Annotated[
+        float,
+        typer.Option(
+            help="Share of crops turned, scaled and shifted a little; half as many are bent.",
+            rich_help_panel=CROPS,
+        ),
+    ] = 0.5,
     light_gradient: Annotated[
         float,
         typer.Option(help="Share of crops whose light falls off to one side.", rich_help_panel=CROPS),
@@ -151,6 +158,7 @@ def train(
         small_crops=small_crops,
         balanced=balanced,
         copy_paste=copy_paste,
+        warped=warped,
         light_gradient=light_gradient,
         modality_dropout=modality_dropout,
         patience=patience,
