@@ -1,7 +1,7 @@
 """bench/RESULTS.md from bench/results/*.json; and how a benchmark writes its figures there.
 
-A benchmark ends with `write_result("memory", {"rss_mb": {...}}, seed=7)`; run as a script, this file
-makes RESULTS.md from all results that there are.
+A benchmark ends with `write_result("memory", {"rss_mb": {...}}, seed=7)`, or with `write_rows` where its
+figures are a table; run as a script, this file makes RESULTS.md from all results that there are.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,18 +31,31 @@ def write_result(name: str, figures: Mapping[str, Any], seed: int | None) -> Pat
     `seconds` counts from the start of this process. Raises ValueError where a figure takes the name of
     one of those five; NaN and infinity are refused, as JSON has none.
     """
-    if taken := [key for key in ORIGIN if key in figures]:
+    return _write(name, _with_origin(figures, seed))
+
+
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]], seed: int | None) -> Path:
+    """Write results/NAME.json as a list of rows, each with where it comes from, as `write_result`."""
+    return _write(name, [_with_origin(row, seed) for row in rows])
+
+
+def _with_origin(figures: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    origin = {
+        "command": command(sys.argv),
+        "seed": seed,
+        "machine": machine(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(time.time() - psutil.Process().create_time(), 1),
+    }
+    # A row may have a seed of its own: that of its training.
+    if taken := [key for key in ORIGIN if key in figures and key != "seed"]:
         raise ValueError(f"figures {taken} have names that say where a result comes from: rename them")
-    origin = (
-        command(sys.argv),
-        seed,
-        machine(),
-        datetime.now(UTC).date().isoformat(),
-        round(time.time() - psutil.Process().create_time(), 1),
-    )
+    return {**origin, **figures}
+
+
+def _write(name: str, result: Any) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    result = {**figures, **dict(zip(ORIGIN, origin, strict=True))}
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
@@ -75,21 +88,36 @@ def machine() -> str:
     return f"{model}, {cores} cores, Python {platform.python_version()}, {libraries}"
 
 
-def page(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The Markdown page of all results: name -> what its JSON holds."""
+def page(results: Mapping[str, Mapping[str, Any] | list[dict[str, Any]]]) -> str:
+    """The Markdown page of all results: name -> what its JSON holds, figures or a table of rows."""
     lines = [
         "# Measured",
         "",
         "Made by `make bench` from `bench/results/*.json`; do not edit. One script per claim.",
     ]
-    for name, result in sorted(results.items()):
+    for name, found in sorted(results.items()):
         lines += ["", f"## {name.replace('_', ' ')}", ""]
+        result = found[0] if isinstance(found, list) else found
         lines += [f"- command: `{result['command']}`", f"- seed: {result['seed']}"]
         lines += [f"- machine: {result['machine']}", f"- date: {result['date']}, {result['seconds']} s"]
+        if isinstance(found, list):
+            lines += _table(found)
+            continue
         lines += ["", "| figure | value |", "|---|---:|"]
         figures = {key: value for key, value in result.items() if key not in ORIGIN}
         lines += [f"| {key} | {value} |".replace("\n", " ") for key, value in _rows(figures)]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Rows as a Markdown table; a column for each figure that any of them has."""
+    own = {"seed"} if len({row["seed"] for row in rows}) > 1 else set()
+    columns = [
+        key for key in dict.fromkeys(key for row in rows for key in row) if key not in set(ORIGIN) - own
+    ]
+    yield from ("", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
+    for row in rows:
+        yield f"| {' | '.join(_cell(row.get(key)) for key in columns)} |"
 
 
 def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

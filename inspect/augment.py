@@ -20,7 +20,7 @@ LIGHT_GRADIENT = (0.02, 0.1)  # of white, from one side of a crop to the other; 
 ELASTIC_STEP, ELASTIC_PX = 16, 3.0  # px between the nodes of a deformation, and how far one moves (std)
 
 
-class ElasticTransform(K.RandomElasticTransform):
+class ElasticTransform(K.RandomElasticTransform):  # type: ignore[misc]
     """kornia's elastic transform (Simard et al. 2003) by displacements that are smooth as they are drawn.
 
     Normal at nodes 16 px apart, bicubic between them. kornia draws one for each pixel and smooths them,
@@ -46,7 +46,7 @@ class ElasticTransform(K.RandomElasticTransform):
     ) -> Tensor:
         displacement = params["noise"].to(input).movedim(1, -1)  # (N, H, W, 2), x and y
         still = F.affine_grid(
-            torch.eye(2, 3).expand(len(input), 2, 3).to(input), input.shape, align_corners=False
+            torch.eye(2, 3).expand(len(input), 2, 3).to(input), list(input.shape), align_corners=False
         )
         mode = flags["resample"].name.lower()
         return F.grid_sample(input, still + displacement, mode, flags["padding_mode"], align_corners=False)

@@ -354,6 +354,15 @@ def tiny_small_recall(counts: Counts) -> NDArray[np.float64]:
     return _ratio(counts["found"][..., :2].sum((-2, -1)), counts["truth"][..., :2].sum((-2, -1)))
 
 
+def tiny_small_f1(counts: Counts) -> NDArray[np.float64]:
+    """F1 by match H of tiny and small, (...): recall of the truth, precision of the predictions of that size.
+
+    Each side is judged by its own areas: a truth component has no size but its own, nor has a prediction.
+    """
+    true, predicted = (counts[name][..., :2].sum((-2, -1)) for name in ("true", "predicted"))
+    return harmonic(tiny_small_recall(counts), _ratio(true, predicted))
+
+
 def boundary_f1(counts: Counts) -> NDArray[np.float64]:
     """F1 at 2 px of the boundaries of the classes in the truth, (..., K): Csurka et al. 2013, BMVC, sec. 3.
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rollsight.inspect.augment import (
-    ElasticTransform,
     LIGHT_GRADIENT,
     RING,
+    ElasticTransform,
     augment,
     augmentations,
     component_areas,

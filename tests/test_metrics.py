@@ -29,6 +29,7 @@ from rollsight.inspect.metrics import (
     garwood,
     match_tau,
     mean_iou,
+    tiny_small_f1,
     wilson,
 )
 from scipy import ndimage, stats
@@ -391,6 +392,16 @@ def test_no_recall_is_told_below_ten_defects_of_a_size_but_their_number_is() -> 
     assert (ten["recall"], ten["n"]) == (0.9, 10)
     # Wilson by hand: z2 = 3.8415; (0.9 + 0.19207) / 1.38415 = 0.78898; half = 0.19323
     assert (ten["low"], ten["high"]) == (pytest.approx(0.5958, abs=1e-4), pytest.approx(0.9821, abs=1e-4))
+
+
+def test_f1_of_tiny_and_small_judges_each_side_by_its_own_areas() -> None:
+    """A pit found, a pit missed, a large patch found in full, and a false pit: recall 1/2, precision 1/2."""
+    patch = (1, 2, 20, 18, 18)
+    truth = field((1, 2, 2, 4, 4), (1, 30, 2, 4, 4), patch)
+    predicted = field((1, 2, 2, 4, 4), (1, 30, 30, 4, 4), patch)
+    counts = {key: table.sum(axis=0) for key, table in judged((truth, predicted)).statistics().items()}
+
+    assert tiny_small_f1(counts) == pytest.approx(0.5)
 
 
 def test_tiny_and_small_are_pooled_where_neither_has_ten() -> None:

@@ -43,6 +43,14 @@ class _LeafTracer(fx.Tracer):
 def halo_px(net: nn.Module, cell: int = CELL) -> int:
     """The halo that makes a cell-aligned core independent of its surroundings, in px, a multiple of `cell`.
 
+    `radius_px`, up to the cell; raises what that does.
+    """
+    return up_to_cell(radius_px(net, cell), cell)
+
+
+def radius_px(net: nn.Module, cell: int = CELL) -> int:
+    """How far beyond a cell-aligned core the net looks, in px: the radius of its receptive field.
+
     Walks the graph from the output back to the input with the interval of positions each operation
     needs. Cell-wise pooling widens the interval to whole cells, so the figure is exact for cores and
     windows on the cell grid, which is all the scan uses. Perturbing a pixel gives only a lower bound;
@@ -53,15 +61,15 @@ def halo_px(net: nn.Module, cell: int = CELL) -> int:
     graph = _LeafTracer().trace(net)
     modules = dict(net.named_modules())
     core = _Span(0, 64 * cell)
-    halo = 0
+    radius = 0
     for axis in (0, 1):
         span = _input_span(graph, modules, core, axis)
         if _input_span(graph, modules, core.shifted(cell), axis) != span.shifted(cell):
             raise ValueError(
                 f"this net pools or strides over more than the {cell} px cell: it cannot be scanned in tiles"
             )
-        halo = max(halo, -span.start, span.stop - core.stop)
-    return up_to_cell(halo, cell)
+        radius = max(radius, -span.start, span.stop - core.stop)
+    return radius
 
 
 def _input_span(graph: fx.Graph, modules: dict[str, nn.Module], core: _Span, axis: int) -> _Span:
