@@ -24,6 +24,7 @@ class Recipe:
     crop_px: int = 192  # a multiple of the cell
     mosaic: int = 2  # crops along each side of a training canvas (`sampling.mosaics`)
     learning_rate: float = 1e-3
+    fresh_rate: float = 5.0  # learning rate of what begins from nothing, relative to that of what does not
     weight_decay: float = 1e-2
     warmup: float = 0.05  # share of the steps
     ema_half_life: int = 100  # steps
@@ -64,6 +65,13 @@ def check_recipe(recipe: Recipe, sources: int) -> None:
             f"and one for each of {sources} sources",
             USAGE,
         )
+    for name in ("learning_rate", "fresh_rate"):
+        if not getattr(recipe, name) > 0:
+            raise UserError(
+                f"recipe: {name} is {getattr(recipe, name):g}: it must be above 0; "
+                f"{getattr(Recipe(), name):g} is usual",
+                USAGE,
+            )
     for name in ("clean_share", "small_crops", "balanced", "copy_paste", "warped", "light_gradient"):
         if not 0 <= getattr(recipe, name) <= 1:
             raise UserError(f"recipe: {name} is {getattr(recipe, name):g}: a share is 0 to 1", USAGE)

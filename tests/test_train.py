@@ -15,7 +15,7 @@ from rollsight.inspect.checkpoints import BEST, CHECKPOINT, CONFIG, CURVE
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_labels
 from rollsight.inspect.nets import NETS
-from rollsight.inspect.train import Recipe, _schedule, begin_from, model_classes, train
+from rollsight.inspect.train import Recipe, _parameter_groups, _schedule, begin_from, model_classes, train
 from rollsight.inspect.validation import mean_iou, read_held
 from safetensors.torch import load_file
 from torch import nn
@@ -188,6 +188,22 @@ def test_the_learning_rate_warms_up_and_falls_to_one_percent():
     assert max(rates) == rates[49] == rates[50] == 1
     assert rates[525] == pytest.approx(0.505)  # half way down the cosine
     assert rates[-1] == pytest.approx(0.01, abs=1e-4)
+
+
+def test_what_begins_from_nothing_learns_faster():
+    recipe = Recipe(learning_rate=1e-3, fresh_rate=5.0, weight_decay=1e-2)
+    net = NETS["fcn"](2, pretrained=True)
+    rates = {
+        id(parameter): (group["rate"], group["weight_decay"])
+        for group in _parameter_groups(net, recipe, net.pretrained)
+        for parameter in group["params"]
+    }
+
+    assert len(rates) == len(list(net.parameters()))
+    for name, parameter in net.named_parameters():
+        rate = 1.0 if name.startswith(("stem.", "encoder.")) else 5.0
+        assert rates[id(parameter)] == (rate, 1e-2 if parameter.ndim > 1 else 0.0)
+    assert {group["rate"] for group in _parameter_groups(NETS["fast"](2), recipe, ())} == {5.0}
 
 
 # Beginning from another model

@@ -54,7 +54,7 @@ def home(data, tmp_path_factory):
         *("--mosaic", 1, "--loss", "boundary", "--focal-gamma", 2, "--small-weight", 0.3),
         *("--instance", "cc_dice", "--instance-weight", 0.7, "--clean-share", 0.25, "--small-crops", 0.25),
         *("--balanced", 0.25, "--copy-paste", 0.5, "--light-gradient", 0.5, "--warped", 0.75),
-        *("--learning-rate", 0.002),
+        *("--learning-rate", 0.002, "--fresh-rate", 2),
         *("--steps", 3, "--patience", 1, "--evaluate-every", 1, "--seed", 3, "--note", "All of it."),
     )
     return home
@@ -80,6 +80,7 @@ def test_the_card_has_what_was_asked_for(home):
         "warped": 0.75,
         "light_gradient": 0.5,
         "learning_rate": 0.002,
+        "fresh_rate": 2,
         "steps": 3,
         "patience": 1,
         "evaluate_every": 1,
@@ -199,7 +200,8 @@ def labelled_roll(folder, lighting):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--learning-rate", "0"], "--learning-rate 0.0: it must be above 0"),
+        (["--learning-rate", "0"], "learning_rate is 0: it must be above 0; 0.001 is usual"),
+        (["--fresh-rate", "-1"], "fresh_rate is -1: it must be above 0; 5 is usual"),
         (["--frozen-norms"], "--frozen-norms needs --init"),
         (["--net", "resnet"], "net is 'resnet'"),
         (["--init", "deep", "--net", "fast"], "begin from a model of the same net"),

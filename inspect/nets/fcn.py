@@ -47,5 +47,5 @@ def fcn(classes: int, attention: Attention = "cbam", pretrained: bool = False) -
     """The FCN, `classes` defect classes; `pretrained` fills the encoder from ImageNet."""
     net = FCN(classes, attention)
     if pretrained:
-        load_lite0_imagenet(net.stem, net.encoder)
+        load_lite0_imagenet(net)
     return net

@@ -18,6 +18,7 @@ class Segmenter(nn.Module, ABC):
 
     stem: nn.Module
     head: nn.Conv2d
+    pretrained: tuple[str, ...] = ()  # its modules that do not begin from nothing
 
     def forward(self, x: Tensor) -> Tensor:
         return self.from_stem(self.mean_stem(x))

@@ -88,7 +88,7 @@ def unet_lite(classes: int, attention: Attention = "cbam", pretrained: bool = Fa
     """The default segmenter, `classes` defect classes; `pretrained` fills the encoder from ImageNet."""
     net = UNetLite(classes, attention)
     if pretrained:
-        load_lite0_imagenet(net.stem, net.encoder)
+        load_lite0_imagenet(net)
     return net
 
 

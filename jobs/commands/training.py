@@ -103,6 +103,13 @@ def train(
     learning_rate: Annotated[
         float, typer.Option(help="Its peak, after the warm-up.", rich_help_panel=COURSE)
     ] = 1e-3,
+    fresh_rate: Annotated[
+        float,
+        typer.Option(
+            help="That of layers that begin from nothing, relative to it; with --init none do.",
+            rich_help_panel=COURSE,
+        ),
+    ] = 5.0,
     patience: Annotated[
         int,
         typer.Option(
@@ -134,8 +141,6 @@ def train(
     from rollsight.jobs.cluster import slots
     from rollsight.jobs.train_job import train_model
 
-    if learning_rate <= 0:
-        raise UserError(f"--learning-rate {learning_rate}: it must be above 0; 0.001 is usual", USAGE)
     if frozen_norms and init is None:
         raise UserError("--frozen-norms needs --init: a new net's norms have no statistics to keep", USAGE)
     torch.set_num_threads(threads or slots())
@@ -148,6 +153,7 @@ def train(
         crop_px=crop_px,
         mosaic=mosaic,
         learning_rate=learning_rate,
+        fresh_rate=fresh_rate,
         loss=loss,
         focal_gamma=focal_gamma,
         small_weight=small_weight,
