@@ -8,10 +8,11 @@ writes. It must lie on a local disk: SQLite's locks do not hold on NFS or SMB.
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
@@ -26,10 +27,13 @@ from sqlalchemy.orm import Session
 if TYPE_CHECKING:
     from rollsight.inspect.plant import Plant
 
+T = TypeVar("T")
+
 LEDGER_FILE = "ledger.db"
 LEDGER_VARIABLE = "ROLLSIGHT_LEDGER"
 BUSY_S = 30.0  # how long a writer waits for another one
 CONNECT_S = 10
+PATIENCE_S = 120.0  # with a server that is started anew
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATING = 0x526F6C6C  # PostgreSQL advisory lock: one process at a time changes the schema
 _RAISED = "P0001"  # PostgreSQL: a trigger's own exception
@@ -59,6 +63,23 @@ class Ledger:
         reading = self.engine.execution_options(reads_only=True)
         with self._translated(), Session(reading) as session, session.begin():
             yield session
+
+    def keep(self, work: Callable[[Session], T], patience_s: float = PATIENCE_S) -> T:
+        """Do `work` in one transaction, again and again while the database is busy or away.
+
+        For what must not be lost, such as the end of a run: `work` must bear being done twice, since an
+        answer may be lost after a commit. UserError 75 when patience ends.
+        """
+        until, wait_s = time.monotonic() + patience_s, 0.2
+        while True:
+            try:
+                with self.write() as session:
+                    return work(session)
+            except UserError as fault:
+                if fault.exit_code != LOCKED or time.monotonic() + wait_s > until:
+                    raise
+            time.sleep(wait_s)
+            wait_s = min(5.0, wait_s * 2)
 
     def close(self) -> None:
         """Close all connections."""

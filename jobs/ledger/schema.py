@@ -111,7 +111,7 @@ class Run(Leased, Table):
     )
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
-    slot_id: Mapped[int | None] = mapped_column(ForeignKey("slot.id"))  # that made it due
+    slot_id: Mapped[int | None] = mapped_column(ForeignKey("slot.id"))  # that last worked on it
     roll_id: Mapped[str] = mapped_column(String(64))
     closed_at: Mapped[datetime]  # of the roll: the time of its zarr.json
     model: Mapped[str]  # as asked for
