@@ -5,7 +5,18 @@ import sys
 
 import typer
 from rollsight.inspect.errors import FAILED, USAGE, UserError
-from rollsight.jobs.commands import compress, explain, judging, labels, models, rolls, scan, training, weak
+from rollsight.jobs.commands import (
+    compress,
+    explain,
+    jobs,
+    judging,
+    labels,
+    models,
+    rolls,
+    scan,
+    training,
+    weak,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts it
 
@@ -32,6 +43,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(labels.app, name="labels")
+app.add_typer(jobs.app, name="jobs")
 
 
 def main() -> None:

@@ -44,12 +44,14 @@ class Job(BaseModel):
     line: str | None = None  # only rolls of this line
     model: str = "default"
     rules: str | None = None  # a file, relative to the plant folder
-    workers: int = Field(0, ge=0, le=1024)  # as --workers; 0: threads
-    priority: int = Field(0, ge=-1000, le=1000)  # higher first
+    workers: int = Field(default=0, ge=0, le=1024)  # as --workers; 0: threads
+    priority: int = Field(default=0, ge=-1000, le=1000)  # higher first
     catch_up: Literal["latest", "all", "none"] = "latest"
-    deadline_h: float = Field(12.0, gt=0, le=168)  # after it no further roll is begun
-    max_age_h: float = Field(72.0, gt=0, le=8760)  # older missed moments are left out
-    late_h: float | None = Field(None, gt=0)  # alert after so long without success; default: see late_after
+    deadline_h: float = Field(default=12.0, gt=0, le=168)  # after it no further roll is begun
+    max_age_h: float = Field(default=72.0, gt=0, le=8760)  # older missed moments are left out
+    late_h: float | None = Field(
+        default=None, gt=0
+    )  # alert after so long without success; default: see late_after
 
     @field_validator("cron")
     @classmethod
@@ -74,8 +76,10 @@ class StabilityCheck(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     roll: Name = "reference"  # ROLL.zarr in the plant folder
-    counts: float = Field(0.1, gt=0, le=1)  # share of the number of defects per class, at least 2 of them
-    gray: float = Field(0.05, gt=0, le=1)  # share of the mean gray per lighting mode
+    counts: float = Field(
+        default=0.1, gt=0, le=1
+    )  # share of the number of defects per class, at least 2 of them
+    gray: float = Field(default=0.05, gt=0, le=1)  # share of the mean gray per lighting mode
     required: bool = False  # a night without a reference strip is a fault of the configuration
 
 
@@ -87,7 +91,7 @@ class LineFile(BaseModel):
     line: str | None = None
     zone: str = "UTC"
     ledger: str | None = None  # URL; default: ledger.db in the plant folder
-    disk_reserve_gb: float = Field(2.0, ge=0)  # below it no roll is begun
+    disk_reserve_gb: float = Field(default=2.0, ge=0)  # below it no roll is begun
     stability: StabilityCheck = StabilityCheck()
     jobs: tuple[Job, ...] = ()
     alerts: dict[str, Any] = {}  # read by alerts.py

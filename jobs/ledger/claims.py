@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import psutil
 from rollsight.inspect.errors import CONFIG, USAGE
+from rollsight.jobs.ledger.database import Ledger
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Run, Slot
@@ -115,6 +116,20 @@ def lease_of(row: Row) -> Lease:
     return Lease(type(row), row.id, row.fencing_token, row.lease_owner or "")
 
 
+def held_by(ledger: Ledger, owner: str) -> list[Lease]:
+    """What a process holds, slots before runs."""
+    held: list[Lease] = []
+    with ledger.read() as session:
+        for table in (Slot, Run):
+            rows = session.execute(
+                select(table.id, table.fencing_token).where(
+                    table.state == "running", table.lease_owner == owner
+                )
+            )
+            held += [Lease(table, key, token, owner) for key, token in rows]
+    return held
+
+
 def renew(session: Session, lease: Lease, now: datetime, lease_s: float = LEASE_S) -> None:
     """Go on holding; LeaseLostError where another process took over."""
     _guarded(session, lease, lease_until=now + timedelta(seconds=lease_s), heartbeat_at=now)
@@ -128,7 +143,7 @@ def note(session: Session, lease: Lease, **columns: Any) -> None:
 def release(session: Session, lease: Lease, now: datetime) -> None:
     """Give the row back undone, without an attempt counted: this process was told to stop."""
     _guarded(session, lease, state="due", lease_owner=None, lease_until=None, heartbeat_at=None)
-    add_event(session, now, f"{lease.what}.again", **_subject(lease), detail="stopped in order")
+    add_event(session, now, f"{lease.what}.again", **_subject(session, lease), detail="stopped in order")
 
 
 def finish(session: Session, lease: Lease, now: datetime, state: str, **columns: Any) -> bool:
@@ -145,7 +160,7 @@ def finish(session: Session, lease: Lease, now: datetime, state: str, **columns:
         if row is not None and (row.fencing_token, row.state) == (lease.token, state):
             return False
         raise
-    add_event(session, now, f"{lease.what}.{state}", **_subject(lease), detail=columns.get("error"))
+    add_event(session, now, f"{lease.what}.{state}", **_subject(session, lease), detail=columns.get("error"))
     return True
 
 
@@ -249,9 +264,10 @@ def _of_run(row: Run) -> dict[str, Any]:
     return {"run_key": row.id, "slot_id": row.slot_id, "roll_id": row.roll_id}
 
 
-def _subject(lease: Lease) -> dict[str, Any]:
-    key = "slot_id" if lease.table is Slot else "run_key"
-    return {key: lease.id, "owner": lease.owner, "token": lease.token}
+def _subject(session: Session, lease: Lease) -> dict[str, Any]:
+    row = cast(Row, session.get_one(lease.table, lease.id))
+    about = {"slot_id": row.id} if isinstance(row, Slot) else _of_run(row)
+    return {**about, "owner": lease.owner, "token": lease.token}
 
 
 def _host() -> str:
