@@ -17,7 +17,7 @@ from rollsight.jobs.ledger.bands import receipts_in, record_bands
 from rollsight.jobs.ledger.claims import is_gone
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.schema import Artifact, Band, Run, Slot
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 

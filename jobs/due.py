@@ -12,7 +12,7 @@ from rollsight.inspect.roll_state import last_written, strip_at
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Run
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 

@@ -10,7 +10,7 @@ from typing import Any
 from rollsight.inspect.rolls import write_durably
 from rollsight.jobs.due import NEVER, Due
 from rollsight.jobs.ledger.schema import Run, Slot
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from rollsight.jobs.stability import STABILITY_FILE
 from sqlalchemy import select
 

@@ -42,7 +42,7 @@ from rollsight.jobs.scan_job import Planned, plan_roll, scan_roll
 from rollsight.jobs.scan_job import Run as Scan
 from rollsight.jobs.schedule import BY_HAND, rules_hash
 from rollsight.jobs.schedule import Job as Entry
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from rollsight.jobs.stability import check_stability
 from sqlalchemy import select
 from sqlalchemy.orm import Session

@@ -6,7 +6,7 @@ from rollsight.inspect.errors import UserError
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.schema import Run, Slot
 from rollsight.jobs.schedule import BY_HAND
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 

@@ -23,7 +23,7 @@ from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Slot, Stability
 from rollsight.jobs.scan_job import plan_roll, scan_roll
 from rollsight.jobs.schedule import LineFile, StabilityCheck
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 

@@ -19,7 +19,7 @@ from rollsight.jobs.ledger.schema import Event, Slot
 from rollsight.jobs.nightly import Night, OnRoll, open_job, run_night, told_of
 from rollsight.jobs.schedule import BY_HAND, ON_TIME, moments
 from rollsight.jobs.schedule import Job as Entry
-from rollsight.jobs.site import Site
+from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 

@@ -14,7 +14,7 @@ from rollsight.jobs.commands.options import Home, Json, LedgerUrl
 if TYPE_CHECKING:
     from rollsight.inspect.rolls import Roll
     from rollsight.jobs.nightly import OnBand
-    from rollsight.jobs.site import Site
+    from rollsight.jobs.sites import Site
 
 app = typer.Typer(
     help="Run nights by themselves: what is due, when, by whom, and what a person must be told.",
@@ -217,7 +217,7 @@ def reference(
 @contextlib.contextmanager
 def open_at_work(home: Path | None, ledger: str | None) -> Iterator["Site"]:
     """The plant at work: at SIGTERM it gives back what it holds; its ledger is closed at the end."""
-    from rollsight.jobs.site import open_site
+    from rollsight.jobs.sites import open_site
     from rollsight.jobs.stopping import StoppedError, stopping
 
     site = open_site(home, ledger)
