@@ -90,7 +90,12 @@ def flow(entry):
     def work():
         inspect()
 
-    @schedule(job=work, cron_schedule=entry["cron"], execution_timezone=entry["zone"])
+    @schedule(
+        name=plain(entry["name"]) + "_at",
+        job=work,
+        cron_schedule=entry["cron"],
+        execution_timezone=entry["zone"],
+    )
     def when(context):
         at = context.scheduled_execution_time.isoformat()
         return RunRequest(run_key=at, tags={"rollsight/at": at})
