@@ -59,9 +59,15 @@ class Server:
         self._run("createdb", "-h", str(self.folder), "-U", USER, name)
         return self.url(name)
 
-    def url(self, name: str) -> str:
-        url = URL.create("postgresql+psycopg", USER, database=name, query={"host": str(self.folder)})
-        return url.render_as_string()
+    def schema(self, name: str) -> str:
+        """Make a schema, which is faster to come by than a database; its URL."""
+        told = ["-h", str(self.folder), "-U", USER, "-d", "postgres", "-c", f'CREATE SCHEMA "{name}"']
+        self._run("psql", *told)
+        return self.url("postgres", options=f"-csearch_path={name}")
+
+    def url(self, name: str, **options: str) -> str:
+        place = {"host": str(self.folder), **options}
+        return URL.create("postgresql+psycopg", USER, database=name, query=place).render_as_string()
 
     def close(self) -> None:
         self.stop()

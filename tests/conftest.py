@@ -96,10 +96,10 @@ def postgresql() -> Iterator["Server"]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What --ledger is given: a new, empty database on each of the two."""
+    """What --ledger is given: an empty place on each of the two databases."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return request.getfixturevalue("postgresql").database(f"t{uuid.uuid4().hex}")
+    return request.getfixturevalue("postgresql").schema(f"t{uuid.uuid4().hex}")
 
 
 @pytest.fixture

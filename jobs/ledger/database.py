@@ -40,6 +40,13 @@ _RAISED = "P0001"  # PostgreSQL: a trigger's own exception
 _READ_ONLY = ("readonly", "read-only", "read only")
 
 
+class LedgerAwayError(UserError):
+    """The database is busy or does not answer: exit code 75, worth another try."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, LOCKED)
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """An open ledger of the newest schema; one per process, used from any thread."""
@@ -75,8 +82,8 @@ class Ledger:
             try:
                 with self.write() as session:
                     return work(session)
-            except UserError as fault:
-                if fault.exit_code != LOCKED or time.monotonic() + wait_s > until:
+            except LedgerAwayError:
+                if time.monotonic() + wait_s > until:
                     raise
             time.sleep(wait_s)
             wait_s = min(5.0, wait_s * 2)
@@ -182,7 +189,7 @@ def fault_of(error: DBAPIError, where: str) -> UserError:
         )
     if isinstance(error.orig, sqlite3.Error):
         if "locked" in lower or "busy" in lower:
-            return UserError(f"ledger {where} is held by another process: try again later", LOCKED)
+            return LedgerAwayError(f"ledger {where} is held by another process: try again later")
         if "full" in lower or "disk i/o" in lower:
             return UserError(f"ledger {where}: {said}: make room on its disk", FAILED)
         if "not a database" in lower or "malformed" in lower:
@@ -197,7 +204,7 @@ def fault_of(error: DBAPIError, where: str) -> UserError:
         return UserError(f"ledger {where}: {said}: check the URL and the rights of its user", CONFIG)
     if any(word in lower for word in ("authentication", "does not exist", "no password")):
         return UserError(f"ledger {where}: {said}: check the URL and the rights of its user", CONFIG)
-    return UserError(f"ledger {where} does not answer ({said}): try again later", LOCKED)
+    return LedgerAwayError(f"ledger {where} does not answer ({said}): try again later")
 
 
 def _migrate(ledger: Ledger) -> None:
