@@ -31,7 +31,6 @@ for command in (
     scan.scan,
     rolls.simulate,
     rolls.ingest,
-    rolls.rolls,
     models.models,
     training.train,
     judging.evaluate,
@@ -44,6 +43,7 @@ for command in (
     app.command()(command)
 app.add_typer(labels.app, name="labels")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(rolls.app, name="rolls")
 
 
 def main() -> None:

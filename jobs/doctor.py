@@ -39,7 +39,7 @@ def examine(site: Site, *, mend: bool = True) -> list[Finding]:
     folders = {folder.name: folder for folder in run_folders(site.plant.home / "runs")}
     with site.ledger.read() as session:
         runs = {row.run_id: row for row in session.scalars(select(Run)) if row.run_id is not None}
-        bands = dict(session.execute(select(Band.run_id, func.count()).group_by(Band.run_id)).tuples().all())
+        bands = dict(iter(session.execute(select(Band.run_id, func.count()).group_by(Band.run_id))))
         # What retention took away is missing by right.
         kept_no_more = set(session.scalars(select(Artifact.run_id).where(Artifact.deleted_at.is_not(None))))
         session.expunge_all()

@@ -19,6 +19,16 @@ from sqlalchemy.orm import Session
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # `closed_at` of a roll whose description is not there
 
 
+def is_pattern(name: str) -> bool:
+    """Whether it stands for rolls by pattern, not for one by its id."""
+    return any(mark in name for mark in "*?[")
+
+
+def matches(roll_id: str, pattern: str) -> bool:
+    """Whether the id is that, or fits the pattern, such as CGL2-*."""
+    return fnmatch.fnmatchcase(roll_id, pattern)
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which rolls of the plant are meant: by id or pattern, and by line."""
@@ -29,11 +39,11 @@ class Selection:
     def takes(self, roll_id: str, line_id: str | None) -> bool:
         if self.line is not None and line_id is not None and line_id != self.line:
             return False
-        return not self.rolls or any(fnmatch.fnmatchcase(roll_id, pattern) for pattern in self.rolls)
+        return not self.rolls or any(matches(roll_id, pattern) for pattern in self.rolls)
 
     def named(self) -> Iterator[str]:
         """The ids that are named outright: they must be there."""
-        return (roll for roll in self.rolls if not any(mark in roll for mark in "*?["))
+        return (roll for roll in self.rolls if not is_pattern(roll))
 
 
 @dataclass(frozen=True, slots=True)
