@@ -50,6 +50,7 @@ CLAIMED_S = 120.0  # nobody else sends an alert for so long after one process to
 TIMEOUT_S = 10.0  # of one delivery, per answer of the other side
 MAX_ATTEMPT = 6  # of the wait: from the sixth failure on up to half an hour
 MAX_AGE = timedelta(days=3)  # older ones are not sent any more: a new channel does not begin with a flood
+OVERDUE = timedelta(minutes=15)  # a tick may come only so often
 SENT = "alert.sent"  # event of one channel that took an alert; detail: {"key", "channel"}
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ADDRESS = re.compile(r"[^@\s<>,;:\"]+@[^@\s<>,;:\"]+")
@@ -170,7 +171,7 @@ class Sent:
 
 def channels_of(line: LineFile) -> Channels:
     """The channels of line.yaml; UserError 78 that names what is wrong, also a secret that is not set."""
-    channels = part_of_line(Channels, "alerts", line.alerts)
+    channels = listed(line)
     for channel in channels.all:
         names = (
             [channel.secret_env] if isinstance(channel, Webhook) else [channel.user_env, channel.password_env]
@@ -184,6 +185,11 @@ def channels_of(line: LineFile) -> Channels:
         if isinstance(channel, Webhook) and channel.secret_env is not None:
             _key(channel, os.environ)
     return channels
+
+
+def listed(line: LineFile) -> Channels:
+    """The channels of line.yaml, whether or not their secrets are at hand here; UserError 78."""
+    return part_of_line(Channels, "alerts", line.alerts)
 
 
 def part_of_line(model: type[M], part: str, told: Mapping[str, Any]) -> M:
@@ -234,6 +240,12 @@ def waiting(session: Session, now: datetime) -> Sequence[Alert]:
     """Alerts that no one was told of yet and that are young enough to be sent, oldest first."""
     query = select(Alert).where(Alert.sent_at.is_(None), Alert.created_at > now - MAX_AGE)
     return session.scalars(query.order_by(Alert.created_at, Alert.id)).all()
+
+
+def overdue(session: Session, now: datetime, channels: Channels) -> int:
+    """How many alerts should have gone out by now and did not."""
+    kinds = {kind for channel in channels.all for kind in (channel.kinds or _kinds())}
+    return sum(row.kind in kinds and now - row.created_at > OVERDUE for row in waiting(session, now))
 
 
 def deliver(channel: Webhook | Mail, message: Message, now: datetime) -> str | None:
