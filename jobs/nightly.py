@@ -37,6 +37,7 @@ from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.heartbeat import Heartbeat
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Run, Slot
+from rollsight.jobs.live_job import LIVE_TABLE
 from rollsight.jobs.night_file import report_of, write_night
 from rollsight.jobs.scan_job import Planned, plan_roll, scan_roll
 from rollsight.jobs.scan_job import Run as Scan
@@ -99,14 +100,16 @@ def run_night(
     on_roll: OnRoll | None = None,
     until: datetime | None = None,
     early: bool = False,
+    with_reference: bool = True,
     scan: Callable[..., Scan] = scan_roll,
 ) -> Night:
     """Inspect all that is due for `job`, holding `slot`; the slot is ended, or waits for what is tried again.
 
     on_roll: told of each roll as it begins, gives its on_band. until: after it no further roll is begun.
-    early: retries whose time has not come are taken too. One bad roll never stops the others. Raises
-    LeaseLostError where another process took the slot over, and StoppedError at SIGTERM, with the leases
-    given back; UserError 75 where the ledger stays away, 78 where the set-up is at fault.
+    early: retries whose time has not come are taken too. with_reference: the reference strip is checked
+    first. One bad roll never stops the others. Raises LeaseLostError where another process took the slot
+    over, and StoppedError at SIGTERM, with the leases given back; UserError 75 where the ledger stays away,
+    78 where the set-up is at fault.
     """
     with site.ledger.read() as session:
         row = session.get_one(Slot, slot.id)
@@ -117,7 +120,8 @@ def run_night(
         with ExitStack() as stack:
             executor = stack.enter_context(open_executor(workers=job.workers))
             beat = stack.enter_context(Heartbeat(site.ledger, site.clock, slot))
-            check_stability(site, job, slot.id, executor, beat.check)
+            if with_reference:
+                check_stability(site, job, slot.id, executor, beat.check)
             due = find_due(site, job, slot.id, day)
             short = _work(site, job, slot, executor, beat, held, on_roll, until, early, scan)
     except BaseException as told:
@@ -163,7 +167,7 @@ def _work(
         if (short := _short_of_disk(site)) is not None:
             return short
         with site.ledger.read() as session:
-            mine = [key for key in _candidates(session, job) if key not in tried]
+            mine = [key for key in candidates(session, job) if key not in tried]
         if not mine:
             return None
 
@@ -189,7 +193,8 @@ def _work(
         held.remove(lease)
 
 
-def _candidates(session: Session, job: Job) -> list[int]:
+def candidates(session: Session, job: Job) -> list[int]:
+    """The runs of the ledger that are open and that this job may take."""
     rows = session.execute(
         select(Run.id, Run.roll_id, Run.line_id).where(
             Run.model_hash == job.model.hash, Run.rules_hash == job.rules_hash, Run.state.in_(OPEN)
@@ -245,6 +250,7 @@ def _inspect(
         except Exception as fault:
             error, code = told_of(fault)
         else:
+            (done.folder / LIVE_TABLE).unlink(missing_ok=True)  # of a roll that was scanned while it grew
             site.ledger.keep(lambda session: _done(site, session, row, lease, done))
             return
     bands = None if planned is None else planned.folder
@@ -353,7 +359,7 @@ def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | 
 
     def end(session: Session) -> int:
         now = site.clock()
-        keys = _candidates(session, job)
+        keys = candidates(session, job)
         left = session.execute(
             select(Run.state, Run.not_before, Run.lease_until).where(Run.id.in_(keys))
         ).all()

@@ -154,6 +154,7 @@ def run_slot(
     job: Job | None = None,
     on_roll: OnRoll | None = None,
     early: bool = False,
+    with_reference: bool = True,
 ) -> tuple[int, str]:
     """Run a slot that is held; its exit code and one line. Its faults are written into the ledger.
 
@@ -162,7 +163,13 @@ def run_slot(
     """
     try:
         night = run_night(
-            site, job or open_job(site, entry), lease, on_roll=on_roll, until=until, early=early
+            site,
+            job or open_job(site, entry),
+            lease,
+            on_roll=on_roll,
+            until=until,
+            early=early,
+            with_reference=with_reference,
         )
     except LeaseLostError as lost:
         return LOCKED, f"{lost}: it goes on there"

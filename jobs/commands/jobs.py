@@ -188,6 +188,59 @@ def doctor(
 
 
 @app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder that rolls are dropped into, one entry each.")],
+    model: Annotated[str, typer.Option(help="Model name in the plant, a path, or `default`.")] = "default",
+    rules: Annotated[str | None, typer.Option(help="Rules file, in the plant folder.")] = None,
+    settle_s: Annotated[
+        float, typer.Option(min=0.0, help="An entry without .done is complete after so long without change.")
+    ] = 30.0,
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Scan rolls of the plant while they grow, band by band.")
+    ] = False,
+    no_scan: Annotated[bool, typer.Option("--no-scan", help="Ingest only; a night scans.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    ledger: LedgerUrl = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Ingest what is dropped into FOLDER as soon as it is complete, and inspect it at once."""
+    import time
+    from dataclasses import asdict
+
+    from rollsight.jobs import console
+    from rollsight.jobs.executors import open_executor
+    from rollsight.jobs.nightly import open_job
+    from rollsight.jobs.watch import Watched, look
+
+    if live and no_scan:
+        raise UserError("--live with --no-scan: take one of them", USAGE)
+    with open_at_work(home, ledger) as site, contextlib.ExitStack() as stack:
+        job = None if no_scan else open_job(site, None, model=model, rules=rules)
+        executor = stack.enter_context(open_executor()) if live else None
+        watched = Watched()
+        while True:
+            seen = look(site, folder, watched, settle_s=settle_s, job=job, live=executor, on_roll=_bar)
+            for name, told in seen.refused:
+                console.error(UserError(f"{name}: {told}"))
+            if as_json and (once or seen.ingested or seen.refused or seen.told):
+                console.emit(asdict(seen))
+            elif not as_json:
+                for roll_id in seen.ingested:
+                    console.say(f"ingested {roll_id}")
+                if seen.told:
+                    console.say(seen.told)
+            if once and (seen.refused or seen.exit_code):
+                raise UserError(
+                    f"{len(seen.refused)} entries refused; the scans ended with {seen.exit_code}", PARTIAL
+                )
+            if once:
+                return
+            time.sleep(every_s)
+
+
+@app.command()
 def reference(
     length_m: Annotated[float, typer.Option(min=0.5, help="Length of the simulated strip in m.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Another seed is another strip.")] = 2632,
