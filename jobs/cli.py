@@ -8,7 +8,7 @@ from rollsight.inspect.errors import FAILED, USAGE, UserError
 from rollsight.jobs.commands import (
     compress,
     explain,
-    jobs,
+    jobs_more,
     judging,
     labels,
     models,
@@ -42,7 +42,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(labels.app, name="labels")
-app.add_typer(jobs.app, name="jobs")
+app.add_typer(jobs_more.app, name="jobs")
 app.add_typer(rolls.app, name="rolls")
 
 
