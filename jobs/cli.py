@@ -31,7 +31,6 @@ for command in (
     scan.scan,
     rolls.simulate,
     rolls.ingest,
-    models.models,
     training.train,
     judging.evaluate,
     judging.compare,
@@ -44,6 +43,7 @@ for command in (
 app.add_typer(labels.app, name="labels")
 app.add_typer(jobs_more.app, name="jobs")
 app.add_typer(rolls.app, name="rolls")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:
