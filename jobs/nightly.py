@@ -18,9 +18,10 @@ from typing import Any
 
 from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, PARTIAL, UserError
 from rollsight.inspect.models import Model
+from rollsight.inspect.roll_state import last_written
 from rollsight.inspect.rolls import Roll
 from rollsight.jobs.cluster import Executor
-from rollsight.jobs.due import Due, Job, Selection, find_due
+from rollsight.jobs.due import NEVER, Due, Job, Selection, find_due
 from rollsight.jobs.executors import open_executor
 from rollsight.jobs.ledger.bands import record_bands
 from rollsight.jobs.ledger.claims import (
@@ -219,6 +220,11 @@ def _inspect(
     if not path.is_dir():
         site.ledger.keep(lambda session: _gone(site, session, row, lease))
         return
+    if (last_written(path) or NEVER) != row.closed_at:
+        told = "the roll was made again since: as it is now it is due by itself"
+        now = site.clock()
+        site.ledger.keep(lambda session: finish(session, lease, now, "replaced", error=told))
+        return
 
     def checked(on_band: OnBand) -> OnBand:
         def on_done(done: int, lines: int) -> None:
@@ -388,7 +394,6 @@ def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | 
                 now,
                 "retry",
                 not_before=min(waits),
-                ended_at=None,
                 error=told,
                 exit_code=PARTIAL,
             )

@@ -24,7 +24,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 GRAVITY = (0, LOCKED, PARTIAL, CONFIG)  # the exit code of a tick is the worst of its slots
-SUCCESS = ("done", "partial")  # a slot that was worked through; what it left has alerts of its own
+# A slot with `ended_at` in one of these was worked through; what it left has retries or alerts of its own.
+SUCCESS = ("done", "partial", "retry", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Tick:
 
 
 def tick(site: Site, *, on_roll: OnRoll | None = None) -> Tick:
-    """Make the slots that are due by now, run all that can be claimed, put alerts of what is late.
+    """Make the slots that are due by now, put alerts of what is late, run all that can be claimed.
 
     A fault of one job is written into its slot and does not stop the others. Raises UserError 75 where the
     ledger stays away, StoppedError at SIGTERM.
@@ -50,6 +51,8 @@ def tick(site: Site, *, on_roll: OnRoll | None = None) -> Tick:
     for entry in site.line.jobs:
         new, skipped = site.ledger.keep(lambda session, entry=entry: make_slots(site, session, entry))  # type: ignore[misc]
         made, left_out = made + new, left_out + skipped
+        # Before the work, which takes hours, and may be the success that was missing.
+        site.ledger.keep(lambda session, entry=entry: tell_late(site, session, entry))  # type: ignore[misc]
     told = Tick(made, left_out)
     names = [entry.name for entry in site.line.jobs]
     done: set[int] = set()  # a slot that waits again is for the next tick
@@ -58,8 +61,6 @@ def tick(site: Site, *, on_roll: OnRoll | None = None) -> Tick:
         done.add(lease.id)
         code, line = run_slot(site, lease, site.line.job(job), deadline, on_roll=on_roll)
         told.ran.append((job, at, code, line))
-    for entry in site.line.jobs:
-        site.ledger.keep(lambda session, entry=entry: tell_late(site, session, entry))  # type: ignore[misc]
     return told
 
 

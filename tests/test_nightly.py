@@ -226,6 +226,22 @@ def test_a_roll_that_went_before_its_turn_is_gone_and_told(site: Site, put) -> N
     assert kinds(site) == [("missing", "R1")]
 
 
+def test_a_roll_that_is_made_again_before_its_turn_is_inspected_once(site: Site, put) -> None:
+    path = put("R1", 1)
+    put("R2", 9)
+
+    def scan(*rest: Any, **options: Any) -> Any:
+        os.utime(path / "zarr.json", (START.timestamp(), START.timestamp()))
+        return scan_roll(*rest, **options)
+
+    assert night(site, scan=scan).exit_code == 0
+    with site.ledger.read() as session:
+        found = session.execute(select(Run.roll_id, Run.state).order_by(Run.id)).all()
+    assert sorted(map(tuple, found)) == [("R1", "replaced"), ("R2", "done")]
+    night(site)
+    assert done_events(site) == {"R1": 1, "R2": 1}
+
+
 def test_a_roll_that_fails_is_given_up_after_five_nights_and_taken_up_again_by_hand(
     any_site: Site, put
 ) -> None:

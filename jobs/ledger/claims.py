@@ -104,7 +104,9 @@ def claim(
         row.state = "running"
         row.fencing_token += 1
         row.lease_owner, row.lease_until, row.heartbeat_at = owner, now + timedelta(seconds=lease_s), now
-        row.not_before = row.ended_at = row.exit_code = None
+        row.not_before = row.exit_code = None
+        if isinstance(row, Run):
+            row.ended_at = None  # a slot keeps it: when it was worked through, before what is tried again
         row.started_at = row.started_at or now
         _tell(session, now, row, "claimed", owner)
         session.flush()

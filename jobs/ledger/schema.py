@@ -99,7 +99,8 @@ class Run(Leased, Table):
 
     Unique by roll, when it was closed, model, rules and `rescan` (0; one more each time that `--rescan` asks
     for it again), whatever version of the code does it. state: due, running, retry, done, failed (not tried
-    again), dead (5 attempts), gone (the roll is no longer there). The columns from `run_id` on are known once
+    again), dead (5 attempts), gone (the roll is no longer there), replaced (it was made again before its
+    turn, and is due anew). The columns from `run_id` on are known once
     it was planned, those from `lines` on once it is done.
     """
 
@@ -156,7 +157,7 @@ class Event(Table):
     """What happened, in order: append-only, triggers refuse UPDATE and DELETE.
 
     kind is SUBJECT.VERB: slot.made|claimed|done|partial|retry|failed|dead|skipped, run.made|claimed|planned|
-    done|retry|failed|dead|gone|again|lost, roll.held|released, stability.ok|out|baseline, doctor.*
+    done|retry|failed|dead|gone|replaced|again|lost, roll.held|released, stability.ok|out|baseline, doctor.*
     """
 
     __tablename__ = "event"
