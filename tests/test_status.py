@@ -1,11 +1,15 @@
 """Status, metrics, log and what follows a tick: made of a real ledger, read by others' own readers."""
 
+import http.server
 import json
 import random
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,10 +17,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.errors import CONFIG, LOCKED, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
-from rollsight.jobs.afterwards import RETAINED, follow_up
+from rollsight.jobs.afterwards import PAGE_MADE, RETAINED, follow_up, followed
 from rollsight.jobs.cli import main
 from rollsight.jobs.ledger.claims import claim, lease_of, note
 from rollsight.jobs.ledger.database import open_ledger
@@ -173,29 +177,86 @@ def test_events_are_lines_once_they_are_committed_and_never_before(site, tmp_pat
     assert (second["event"], second["level"]) == ("slot.made", "info")
 
 
-def test_a_tick_is_followed_by_alerts_page_and_once_a_day_by_retention(site, monkeypatch):
-    """A channel without its secret is told in a line and stops neither page nor retention."""
-    from dataclasses import replace
+def of_kind(site: Site, kind: str) -> int:
+    with site.ledger.read() as session:
+        return session.scalar(select(func.count()).where(Event.kind == kind))
 
+
+def test_alerts_page_and_once_a_day_retention_follow(site, monkeypatch):
+    """A channel without its secret is told in a line and stops neither page nor retention."""
     hook = {"name": "shift", "url": "http://127.0.0.1:1/x", "secret_env": "NOT_SET_HERE"}
     line = LineFile(jobs=JOBS, retention={"masks_d": 90}, alerts={"webhooks": [hook]})
-    careful = replace(site, line=line)
+    site = replace(site, line=line, clock=lambda: NOW + timedelta(minutes=1))
     page = site.plant.home / "runs" / "index.html"
 
-    assert follow_up(site, ended=False) == []
-    assert not page.exists()
-    [fault] = follow_up(careful, ended=True)
+    [fault] = follow_up(site)
     assert "NOT_SET_HERE" in fault
-    assert "1 roll needs" not in page.read_text() and "C2" in page.read_text()
-    follow_up(careful, ended=False)
+    assert "C2" in page.read_text()
     monkeypatch.setenv("NOT_SET_HERE", "secret")
-    [fault] = follow_up(careful, ended=False)
-    assert fault.startswith("alert late:nightly: shift: ConnectionRefusedError")
-    with site.ledger.read() as session:
-        assert session.scalar(select(func.count()).where(Event.kind == RETAINED)) == 1
-    follow_up(replace(careful, clock=lambda: NOW + timedelta(days=1)), ended=False)
-    with site.ledger.read() as session:
-        assert session.scalar(select(func.count()).where(Event.kind == RETAINED)) == 2
+    [fault] = follow_up(site)
+    assert fault.startswith("alert late:nightly is not sent: shift: ConnectionRefusedError")
+    assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (
+        1,
+        1,
+    )  # nothing ended since, the day is young
+    with site.ledger.write() as session:
+        session.scalars(select(Run).where(Run.roll_id == "C4")).one().ended_at = NOW + timedelta(minutes=2)
+    follow_up(replace(site, clock=lambda: NOW + timedelta(days=1, minutes=1)))
+    assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (2, 2)
+
+
+def test_a_plant_that_says_nothing_of_retention_loses_nothing(site):
+    assert follow_up(site) == []
+    assert of_kind(site, RETAINED) == 0
+
+
+def test_alerts_go_out_while_the_work_goes_on(site):
+    """Within the work, not after it; and one that comes at its very end goes out too."""
+    got: list[str] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            got.append(self.headers["Idempotency-Key"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on the terminal."""
+
+    def put(key: str) -> None:
+        with site.ledger.write() as session:
+            put_alert(session, datetime.now(UTC), key, "blocked", "roll C9 is blocked")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x"
+        home = site.plant.home
+        (home / "line.yaml").write_text(f"alerts: {{webhooks: [{{name: shift, url: '{url}'}}]}}")
+        faults: list[str] = []
+        put("first")
+        with followed(home, None, faults.append, every_s=0.1):
+            until = time.monotonic() + 20
+            while "first" not in got and time.monotonic() < until:
+                time.sleep(0.02)
+            during = list(got)
+            put("second")
+        server.shutdown()
+
+    assert "first" in during and "second" not in during
+    assert [key for key in got if key in ("first", "second")] == ["first", "second"]
+    assert faults == []
+    assert (home / "runs" / "index.html").is_file()
+
+
+def test_work_that_is_told_to_stop_is_not_held_up(site):
+    """No last round: the page is not made, and what was raised comes out."""
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="told to stop"), followed(site.plant.home, None, print, every_s=60):
+        raise UserError("told to stop", LOCKED)
+
+    assert time.monotonic() - begun < 5
+    assert not (site.plant.home / "runs" / "index.html").exists()
 
 
 def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,35 @@
 """`inspect jobs …`: what is told of the nights, to people and to other programs; and what is kept."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
 from rollsight.jobs.commands.jobs import app as app  # with these commands it is the whole group
 from rollsight.jobs.commands.options import Home, Json, LedgerUrl
+
+FOLLOWED = ("nightly", "tick", "run", "run_slot", "watch")  # commands during which alerts go out
+
+
+def followed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with alerts, page and retention beside it."""
+
+    @functools.wraps(command)
+    def both(*, home: Path | None, ledger: str | None, **options: Any) -> Any:
+        from rollsight.jobs import console
+        from rollsight.jobs.afterwards import followed as follow
+
+        with follow(home, ledger, lambda fault: console.error(UserError(fault))):
+            return command(home=home, ledger=ledger, **options)
+
+    return both
+
+
+for _command in app.registered_commands:
+    if _command.callback is not None and _command.callback.__name__ in FOLLOWED:
+        _command.callback = followed(_command.callback)
 
 
 @app.callback()
