@@ -1,4 +1,4 @@
-"""`kill -9` at random moments of a night: what tests/test_nightly.py and month.py share.
+"""`kill -9` at random moments of a night: what tests/test_nightly.py and nights.py share.
 
     python bench/_killed.py HOME --moments 20 --seed 4
 

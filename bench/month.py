@@ -1,6 +1,6 @@
 """Claim: a month of nights loses no roll, inspects none twice, and tells each thing once, whatever breaks.
 
-    python bench/month.py                          30 nights of 26 rolls on both databases, 200 kills
+    python bench/month.py                          30 nights of 26 rolls on both databases
     python bench/month.py --nights 4 --rolls 5     a small one
 
 Real nights over small rolls with a small net, each tick in a process of its own whose clock is an argument.
@@ -31,7 +31,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
-from _killed import kill_nights
 from _postgres import Server, binaries
 from _webhook import Outside
 from report import write_result
@@ -40,16 +39,14 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.jobs.alerts import header_key, send_due
 from rollsight.jobs.doctor import examine
-from rollsight.jobs.due import find_due
 from rollsight.jobs.ledger.database import open_ledger
 from rollsight.jobs.ledger.schema import Alert, Event, Run
-from rollsight.jobs.nightly import open_job
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
 from rollsight.jobs.ticker import tick
 from sqlalchemy import select
 
-NIGHTS, ROLLS, KILLS, PLANNED, SEED = 30, 26, 200, 1000, 6
+NIGHTS, ROLLS, SEED = 30, 26, 6
 LINES, WIDTH = 200, 128
 TEMPLATES = ("plain", "dark")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -344,48 +341,10 @@ def make_model(folder: Path) -> None:
     save_model(folder / "quick", NETS["fast"](2).eval(), card)
 
 
-def planning(folder: Path, templates: dict[str, Path], model: Path, count: int) -> dict[str, float]:
-    """A night of so many rolls: seconds and memory until all is planned, and when nothing of it is new."""
-    plant = Plant(folder)
-    shutil.copytree(model, plant.models / "quick")
-    month = Month(
-        folder, f"sqlite:///{folder / 'ledger.db'}", Outside(SEED), None, random.Random(SEED), templates
-    )
-    for number in range(count):
-        month.deliver(f"P{number:05}", SPRING)
-    month.outside.close()
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        site = Site(plant, open_ledger(None, plant), LineFile())
-        job = open_job(site, None, model="quick", rules=None)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds = []
-        for _ in range(2):
-            begun = time.perf_counter()
-            due = find_due(site, job, None, "today")
-            seconds.append(time.perf_counter() - begun)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        told = {"rolls": count, "first_s": round(seconds[0], 2), "again_s": round(seconds[1], 3)}
-        os.write(
-            write, json.dumps(told | {"rss_mb": round(grown * 1024 / 1e6, 1), "known": due.known}).encode()
-        )
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        figures: dict[str, float] = json.loads(pipe.read())
-    os.waitpid(pid, 0)
-    return figures
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nights", type=int, default=NIGHTS)
     parser.add_argument("--rolls", type=int, default=ROLLS, help="per night, at least 3")
-    parser.add_argument("--kills", type=int, default=KILLS, help="moments of a night at which it is killed")
-    parser.add_argument(
-        "--planned", type=int, default=PLANNED, help="rolls of the night that is only planned"
-    )
     parser.add_argument("--backend", choices=("sqlite", "postgresql"), action="append")
     said = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -415,17 +374,7 @@ def main() -> None:
                 outside.close()
                 if server is not None:
                     server.close()
-        home = folder / "killed"
-        shutil.copytree(folder / "model" / "quick", Plant(home).models / "quick")
-        month = Month(home, "", Outside(SEED), None, random.Random(SEED), templates)
-        for number in range(3):
-            month.deliver(f"K{number}", SPRING)
-        month.outside.close()
-        killed = kill_nights(home, said.kills, SEED, "quick") if said.kills else None
-        print(json.dumps({"killed": killed}), flush=True)
-        planned = planning(folder / "planned", templates, folder / "model" / "quick", said.planned)
-        print(json.dumps({"planning": planned}), flush=True)
-    write_result("month", {"months": figures, "killed": killed, "planning": planned}, seed=SEED)
+    write_result("month", {"months": figures}, seed=SEED)
 
 
 if __name__ == "__main__":

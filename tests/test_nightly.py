@@ -386,7 +386,7 @@ def test_sigterm_ends_a_night_within_ten_seconds_and_what_is_left_is_due(put, tm
 
 
 def test_killed_at_20_moments_of_a_night_the_next_one_finishes_the_work(put, tmp_path: Path) -> None:
-    """bench/month.py does so at 200 moments."""
+    """bench/nights.py does so at 200 moments."""
     put("R1")
     bench = Path(__file__).parent.parent / "bench" / "_killed.py"
     command = [sys.executable, str(bench), str(tmp_path), "--moments", "20", "--seed", "4"]
