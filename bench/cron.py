@@ -2,8 +2,8 @@
 
 A plant in a folder whose name has a blank and a per cent sign, with one small simulated roll and a job that
 is due every minute. The line is installed in the crontab of this user, which must be empty, a real cron
-(Debian's) is started in the foreground, and within four minutes the ledger must say that the roll is inspected
-and the morning page must be there. As root.
+(Debian's) is started in the foreground, and within four minutes the roll must be inspected by the ledger and
+the morning page be there. As root.
 
     python bench/cron.py
 """

@@ -62,7 +62,8 @@ def gather(site: Site, *, since_h: float = SINCE_H) -> Morning:
         ).all()
         stability = _stability(site, session, zone)
         jobs = _last_success(site, session, zone)
-        waiting = alerts.overdue(session, now, alerts.listed(site.line))
+        channels = alerts.listed(site.line)
+        waiting = alerts.overdue(session, now, channels) if channels.all else None
         session.expunge_all()
     tonight = [run for run in runs if _is_of(run, since)]
     several = len({run.model for run in tonight}) > 1

@@ -103,7 +103,8 @@ def tables(told: dict[str, Any]) -> "RenderableType":
             parts.append(failed)
     if told["alerts"]["unsent"]:
         late = told["alerts"]["overdue"]
-        line = Text(f"{told['alerts']['unsent']} alerts nobody was told of", "bold red" if late else "")
+        n = told["alerts"]["unsent"]
+        line = Text(f"{n} alert{'' if n == 1 else 's'} nobody was told of", "bold red" if late else "")
         parts.append(line.append(f": {told['alerts']['last_error']}" if told["alerts"]["last_error"] else ""))
     stable = told["stability"]
     if stable is not None:

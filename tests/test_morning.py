@@ -101,6 +101,11 @@ def test_the_page_asks_for_nothing_outside_and_escapes_what_a_roll_says():
     assert "http://" not in html and "https://" not in html
 
 
+def test_alerts_that_are_stuck_stand_in_the_head():
+    assert "Alerts not sent: 2" in render(morning(fine("F1"), alerts_waiting=2))
+    assert "no channel is set" in render(morning(fine("F1")))
+
+
 def test_coverage_is_never_rounded_up():
     assert "99.99 %" in render(morning(fine("F1", coverage=0.99999)))
 

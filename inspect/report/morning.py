@@ -132,7 +132,7 @@ class Morning:
     scores: tuple[Scores, ...]
     model: str | None  # whose scores these are
     jobs: tuple[tuple[str, datetime | None], ...] = ()  # job and its last success
-    alerts_waiting: int = 0
+    alerts_waiting: int | None = None  # that should have gone out; None: there is no channel
 
 
 def write_morning(path: Path, morning: Morning) -> Path:
@@ -398,7 +398,7 @@ def _warnings(
     if moved:
         told.append(("drift", "Scores have drifted", ", ".join(moved)))
     if m.alerts_waiting:
-        told.append(("facts", f"{m.alerts_waiting} alerts not sent", "inspect jobs alerts"))
+        told.append(("facts", f"Alerts not sent: {m.alerts_waiting}", "inspect jobs alerts"))
     return told
 
 
