@@ -37,6 +37,7 @@ class Selection:
     line: str | None = None
 
     def takes(self, roll_id: str, line_id: str | None) -> bool:
+        """Whether the roll is meant; one whose line cannot be read (None) is, so that someone tells of it."""
         if self.line is not None and line_id is not None and line_id != self.line:
             return False
         return not self.rolls or any(matches(roll_id, pattern) for pattern in self.rolls)
@@ -81,7 +82,7 @@ class Found:
 
     roll_id: str
     closed_at: datetime
-    line_id: str | None
+    line_id: str | None  # "" of a roll of no line, which no line's job takes; None where it cannot be read
 
 
 def find_due(site: Site, job: Job, slot_id: int | None, day: str) -> Due:
@@ -147,7 +148,7 @@ def _closed(plant: Plant, roll_id: str, closed_at: datetime) -> Found | None:
         strip = strip_at(plant.roll_path(roll_id))
     except UserError:
         return Found(roll_id, closed_at, None)
-    return Found(roll_id, closed_at, strip.line_id) if strip.closed else None
+    return Found(roll_id, closed_at, strip.line_id or "") if strip.closed else None
 
 
 def _put(session: Session, job: Job, roll: Found, slot_id: int | None, now: datetime) -> bool:

@@ -286,7 +286,7 @@ def _done(site: Site, session: Session, row: Run, lease: Lease, done: Scan) -> N
         run_id=told["run_id"],
         folder=site.relative(done.folder),
         code=told["code_version"],
-        line_id=told["line_id"],
+        line_id=told["line_id"] or "",
         lines=told["lines"],
         length_m=told["length_m"],
         width_mm=told["width_mm"],

@@ -31,7 +31,7 @@ from rollsight.jobs.ledger.claims import (
     this_process,
     wait_s,
 )
-from rollsight.jobs.ledger.database import Ledger, open_ledger, revisions, schema_version, upgrade
+from rollsight.jobs.ledger.database import Ledger, check_disk, open_ledger, revisions, schema_version, upgrade
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Alert, Event, Run, Slot, Table
@@ -269,6 +269,27 @@ def test_a_fault_of_the_configuration_is_not_tried_again(ledger: Ledger, exit_co
         assert fail(session, lease_of(slot), NOW, "no such model", exit_code, random.Random(0)) == "failed"
     with ledger.write() as session:
         assert claim(session, Slot, LATER, ELSEWHERE, early=True) is None
+
+
+def test_where_something_else_is_at_work_no_attempt_counts(ledger: Ledger) -> None:
+    """A scan by hand may hold a roll for hours: that is no dead letter."""
+    add_run(ledger, "R1")
+    for _ in range(MAX_ATTEMPTS + 2):
+        with ledger.write() as session:
+            row = claim(session, Run, NOW, ELSEWHERE, early=True)
+            assert row is not None
+            assert fail(session, lease_of(row), NOW, "is being scanned", LOCKED, random.Random(0)) == "retry"
+    with ledger.read() as session:
+        assert session.scalars(select(Run.attempt)).all() == [0]
+
+
+def test_a_ledger_on_a_network_share_is_refused(tmp_path: Path) -> None:
+    mounts = [("/", "ext4"), (str(tmp_path), "nfs4"), (str(tmp_path / "local"), "xfs")]
+    check_disk(tmp_path / "local" / "ledger.db", mounts)
+    check_disk(Path("/ledger.db"), mounts)
+    with pytest.raises(UserError, match="on a network share \\(nfs4\\)") as fault:
+        check_disk(tmp_path / "ledger.db", mounts)
+    assert fault.value.exit_code == CONFIG
 
 
 def test_waits_are_spread_evenly_below_a_bound_that_doubles() -> None:

@@ -205,6 +205,7 @@ def test_a_selection_takes_rolls_by_pattern_and_line_and_tells_of_one_that_is_no
     put("A-1", line_id="CGL1")
     put("A-2", line_id="CGL2")
     put("B-1", line_id="CGL2")
+    put("A-3")
     told = night(site, selection=Selection(("A-*",), "CGL2"))
     assert (told.exit_code, states(site)) == (0, {"A-2": "done"})
     told = night(site, selection=Selection(("B-1", "B-9")))
@@ -382,6 +383,26 @@ def test_sigterm_ends_a_night_within_ten_seconds_and_what_is_left_is_due(put, tm
         assert found["done"] >= 1 and found["due"] >= 1 and set(found) == {"done", "due"}
         assert set(session.scalars(select(Run.attempt))) == {0}
         assert session.scalars(select(Slot.state)).all() == ["due"]
+    ledger.close()
+
+
+def test_the_embedded_ticker_runs_what_is_due_and_stops_at_sigterm(put, tmp_path: Path) -> None:
+    put("R1")
+    (tmp_path / "line.yaml").write_text("jobs: [{name: nightly, cron: '* * * * *', catch_up: latest}]")
+    ledger = open_ledger(None, Plant(tmp_path))
+    with ledger.write() as session:  # it was seen two minutes ago, so a moment is due
+        now = datetime.now(UTC)
+        session.add(Event(at=now - timedelta(minutes=2), kind="job.seen", detail="nightly"))
+    command = [sys.executable, "-m", "rollsight.jobs", "jobs", "run", "--every-s", "0.2"]
+    process = subprocess.Popen([*command, "--home", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("running nightly; next at ")
+    told = process.stdout.readline()
+    assert told.startswith("nightly of ") and "1 done" in told
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == LOCKED
+    with ledger.read() as session:
+        assert session.scalars(select(Run.state)).all() == ["done"]
     ledger.close()
 
 

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
 
 import psutil
-from rollsight.inspect.errors import CONFIG, USAGE
+from rollsight.inspect.errors import CONFIG, LOCKED, USAGE
 from rollsight.jobs.ledger.database import Ledger
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
@@ -171,6 +171,7 @@ def fail(
 ) -> str:
     """End a failed attempt: the state is then retry, dead after five of them, or failed where no retry helps.
 
+    Where something else was at work on it (exit code 75) the attempt does not count, however often.
     The wait is drawn evenly between nothing and a bound that doubles from 1 to 30 minutes: full jitter
     (M. Brooker, Exponential backoff and jitter, AWS architecture blog, 2015), so that what failed together
     does not come back together.
@@ -178,7 +179,7 @@ def fail(
     row = cast(Row | None, session.get(lease.table, lease.id))
     if row is None or row.fencing_token != lease.token or row.state != "running":
         raise LeaseLostError(f"{lease.what} {lease.id} was taken over")
-    attempt = row.attempt + 1
+    attempt = row.attempt + (exit_code != LOCKED)
     columns: dict[str, Any] = {"attempt": attempt, "error": error, "exit_code": exit_code}
     if exit_code in NOT_TRIED_AGAIN:
         state = "failed"
@@ -196,7 +197,7 @@ def fail(
 
 def wait_s(attempt: int, draw: random.Random) -> float:
     """How long to wait after that many failures, in seconds."""
-    return draw.uniform(0, min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** (attempt - 1)))
+    return draw.uniform(0, min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** max(0, attempt - 1)))
 
 
 def _next(

@@ -9,11 +9,12 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
@@ -35,6 +36,7 @@ BUSY_S = 30.0  # how long a writer waits for another one
 CONNECT_S = 10
 PATIENCE_S = 120.0  # with a server that is started anew
 MIGRATIONS = Path(__file__).parent / "migrations"
+NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "fuse.sshfs", "afs")
 _MIGRATING = 0x526F6C6C  # PostgreSQL advisory lock: one process at a time changes the schema
 _RAISED = "P0001"  # PostgreSQL: a trigger's own exception
 _READ_ONLY = ("readonly", "read-only", "read only")
@@ -132,6 +134,7 @@ def open_ledger(url: str | None, plant: "Plant", *, configured: str | None = Non
     if place.drivername == "sqlite":
         where = str(place.database)
         if not where.startswith("file:"):
+            check_disk(Path(where))
             with _made(Path(where).parent):
                 Path(where).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(place, connect_args={"timeout": BUSY_S})
@@ -153,6 +156,24 @@ def open_ledger(url: str | None, plant: "Plant", *, configured: str | None = Non
         engine.dispose()
         raise
     return ledger
+
+
+def check_disk(file: Path, mounts: Sequence[tuple[str, str]] | None = None) -> None:
+    """UserError 78 where the file would lie on a network share, on which SQLite's locks do not hold.
+
+    mounts: mount point and kind of each file system, by default those of this machine.
+    """
+    if mounts is None:
+        mounts = [(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
+    place = file.absolute()
+    over = [(Path(point), kind) for point, kind in mounts if place.is_relative_to(point)]
+    kind = max(over, key=lambda mount: len(mount[0].parts), default=(place, ""))[1].lower()
+    if kind in NETWORK_DISKS:
+        raise UserError(
+            f"ledger {file} would lie on a network share ({kind}), where SQLite loses data: name a local "
+            "file or a PostgreSQL database with --ledger",
+            CONFIG,
+        )
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:

@@ -125,7 +125,7 @@ class Run(Leased, Table):
     run_id: Mapped[str | None] = mapped_column(String(32), index=True)  # hash of the plan: the folder's name
     folder: Mapped[str | None]  # runs/<roll>/<run_id>, relative to the plant folder
     code: Mapped[str | None]  # version that scanned it
-    line_id: Mapped[str | None]
+    line_id: Mapped[str | None]  # "" of no line; None where it could not be read
     lines: Mapped[int | None] = mapped_column(BigInteger)
     length_m: Mapped[float | None]  # None where units are px
     width_mm: Mapped[float | None]
