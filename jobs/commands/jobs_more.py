@@ -271,3 +271,47 @@ def export(
     for name, text in files.items():
         write_durably(out / name, text.encode())
         console.say(str(out / name))
+
+
+@app.command()
+def retrain(
+    data: Annotated[list[Path], typer.Option(help="Labelled data with what was reviewed; may be repeated.")],
+    start: Annotated[str, typer.Option("--from", help="The model to begin from.")] = "default",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Train the default model on with reviewed labels and ask the gates; a person promotes, or nobody."""
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    import torch
+    from rollsight.inspect.plant import open_plant
+    from rollsight.inspect.recipe import Recipe
+    from rollsight.jobs import console
+    from rollsight.jobs.cluster import slots
+    from rollsight.jobs.retrain_job import LEARNING_RATE
+    from rollsight.jobs.retrain_job import retrain as train_on
+
+    torch.set_num_threads(threads or slots())
+    plant = open_plant(home)
+    recipe = Recipe(steps=steps, seed=seed, learning_rate=LEARNING_RATE)
+    with console.count_progress("retrain", "steps") as on_done:
+        told = train_on(plant, data, recipe, at=datetime.now(UTC), start=start, on_step=on_done)
+    verdicts = told.verdicts or ()
+    if as_json:
+        gates = None if told.verdicts is None else [asdict(verdict) for verdict in verdicts]
+        facts = {"model": told.name, "is_new": told.is_new, "thresholds": told.thresholds, "gates": gates}
+        console.emit(facts | {"passed": told.passed, "report": str(told.report)})
+        return
+    console.say(f"{told.name}: {'trained' if told.is_new else 'these labels were learned before'}")
+    console.say(f"thresholds: {told.thresholds}")
+    if told.verdicts is None:
+        console.say("no gates.yaml in the plant folder: nothing says whether it is good enough")
+        return
+    rows = [(v.data, v.gate, v.found, "open" if v.passed else "SHUT") for v in verdicts]
+    console.show_table(f"Gates of {told.name}", ("data", "gate", "found", ""), rows)
+    if told.passed:
+        console.say(f"every gate is open: inspect models promote {told.name}")
