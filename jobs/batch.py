@@ -44,7 +44,7 @@ def choose_rolls(
         return list(chosen)
     if remote := next((name for name in chosen if "://" in name), None):
         raise UserError(f"--since and --line choose rolls of the plant, and {remote} is none", USAGE)
-    start = None if since is None else _since(plant, since, now or datetime.now(UTC))
+    start = None if since is None else since_of(plant, since, now or datetime.now(UTC))
     kept = [name for name in chosen or by_age(plant) if _fits(plant, name, start, line)]
     if not kept:
         said = " ".join(f"--{name} {value}" for name, value in (("since", since), ("line", line)) if value)
@@ -92,7 +92,8 @@ def _matching(plant: Plant, pattern: str) -> list[str]:
     return found
 
 
-def _since(plant: Plant, told: str, now: datetime) -> datetime:
+def since_of(plant: Plant, told: str, now: datetime) -> datetime:
+    """The moment that --since means; a date or moment without a zone is one of the plant's zone."""
     if span := _SPAN.fullmatch(told.strip()):
         return now - timedelta(hours=int(span[1]) * (24 if span[2] == "d" else 1))
     try:

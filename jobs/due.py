@@ -35,6 +35,7 @@ class Selection:
 
     rolls: tuple[str, ...] = ()  # ids and patterns such as CGL2-*; empty: all
     line: str | None = None
+    since: datetime | None = None  # only rolls closed since; those that a night began before are ended anyway
 
     def takes(self, roll_id: str, line_id: str | None) -> bool:
         """Whether the roll is meant; one whose line cannot be read (None) is, so that someone tells of it."""
@@ -101,6 +102,8 @@ def find_due(site: Site, job: Job, slot_id: int | None, day: str) -> Due:
         closed_at = last_written(site.plant.roll_path(roll_id)) or NEVER
         if not job.rescan and (roll_id, closed_at) in known:
             old += 1
+            continue
+        if job.selection.since is not None and NEVER < closed_at < job.selection.since:
             continue
         roll = _closed(site.plant, roll_id, closed_at)
         if roll is None:

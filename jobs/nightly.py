@@ -74,11 +74,13 @@ def open_job(site: Site, entry: Entry | None, **asked: Any) -> Job:
     """
     if entry is not None:
         rolls = () if entry.rolls == "due" else entry.rolls
+        within = entry.closed_within_h
+        since = None if within is None else site.clock() - timedelta(hours=within)
         asked = {
             "name": entry.name,
             "model": entry.model,
             "rules": entry.rules,
-            "selection": Selection(rolls, entry.line),
+            "selection": Selection(rolls, entry.line, since),
             "priority": entry.priority,
             "workers": entry.workers,
         } | asked

@@ -42,6 +42,8 @@ class Job(BaseModel):
     zone: str | None = None  # else that of the file
     rolls: Literal["due"] | tuple[str, ...] = "due"  # all that are due, or those of these ids or patterns
     line: str | None = None  # only rolls of this line
+    # Only rolls closed so lately; without it a new model makes every roll due that the plant still has.
+    closed_within_h: float | None = Field(default=None, gt=0)
     model: str = "default"
     rules: str | None = None  # a file, relative to the plant folder
     workers: int = Field(default=0, ge=0, le=1024)  # as --workers; 0: threads

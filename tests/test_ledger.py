@@ -354,6 +354,23 @@ def test_each_fault_of_the_database_is_one_line_and_its_exit_code(name: str, tmp
     assert fault.value.exit_code == exit_code
 
 
+def test_postgresql_without_its_driver_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "psycopg"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"pip install 'rollsight\[postgresql\]'") as fault:
+        open_ledger("postgresql://u@h/x", Plant(tmp_path))
+    assert fault.value.exit_code == CONFIG
+
+
+def test_an_option_that_the_server_does_not_know_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="check the URL") as fault:
+        open_ledger("postgresql://u@127.0.0.1:1/x?colour=red", Plant(tmp_path))
+    assert fault.value.exit_code == CONFIG
+
+
 def test_a_database_that_is_unknown_to_the_server_is_a_fault_of_the_configuration(postgresql) -> None:
     with pytest.raises(UserError, match="check the URL") as fault:
         open_ledger(postgresql.url("nowhere"), Plant(Path("plant")))

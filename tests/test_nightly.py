@@ -214,6 +214,17 @@ def test_a_selection_takes_rolls_by_pattern_and_line_and_tells_of_one_that_is_no
     assert kinds(site) == [("missing", "B-9")]
 
 
+def test_a_new_model_makes_old_rolls_due_unless_the_job_takes_late_ones_only(site: Site, put) -> None:
+    put("old", 200)
+    put("new", 2)
+    line = LineFile(jobs=({"name": "n", "cron": "0 1 * * *", "closed_within_h": 48},))  # type: ignore[arg-type]
+    entry = line.job("n")
+    told = run_night(site, open_job(site, entry), begin_by_hand(site))
+    assert (told.exit_code, states(site)) == (0, {"new": "done"})
+    night(site)
+    assert states(site) == {"new": "done", "old": "done"}
+
+
 def test_a_roll_that_went_before_its_turn_is_gone_and_told(site: Site, put) -> None:
     path = put("R1")
     put("R2", 9)

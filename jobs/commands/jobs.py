@@ -32,6 +32,9 @@ def nightly(
     model: Annotated[str, typer.Option(help="Model name in the plant, a path, or `default`.")] = "default",
     rules: Annotated[str | None, typer.Option(help="Rules file, in the plant folder.")] = None,
     line: Annotated[str | None, typer.Option(help="Only rolls of this line.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only rolls closed since: a date, a moment, or a span like 36h or 3d.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Dask processes on this machine; 0: threads.")] = 0,
     priority: Annotated[int, typer.Option(help="Of rolls that become due now; higher first.")] = 0,
     rescan: Annotated[
@@ -47,13 +50,15 @@ def nightly(
     """Inspect every roll that is due: closed, and not yet inspected with this model and these rules."""
     from datetime import timedelta
 
+    from rollsight.jobs.batch import since_of
     from rollsight.jobs.due import Selection
     from rollsight.jobs.nightly import open_job
     from rollsight.jobs.ticker import begin_by_hand, run_slot
 
     with open_at_work(home, ledger) as site:
         asked: dict[str, Any] = {"model": model, "rules": rules, "workers": workers, "priority": priority}
-        selection = Selection(tuple(rolls or ()), line)
+        start = None if since is None else since_of(site.plant, since, site.clock())
+        selection = Selection(tuple(rolls or ()), line, start)
         job = open_job(site, None, selection=selection, rescan=rescan, **asked)
         slot = begin_by_hand(site)
         until = None if deadline_h is None else site.clock() + timedelta(hours=deadline_h)

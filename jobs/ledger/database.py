@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, USAGE, UserError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
 if TYPE_CHECKING:
@@ -141,11 +141,7 @@ def open_ledger(url: str | None, plant: "Plant", *, configured: str | None = Non
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(
-            place,
-            pool_pre_ping=True,  # a server that was started anew drops every connection
-            connect_args={"connect_timeout": CONNECT_S, "application_name": "rollsight"},
-        )
+        engine = _postgresql(place, where)
     ledger = Ledger(engine, place.get_backend_name(), where)
     try:
         _migrate(ledger)
@@ -223,9 +219,24 @@ def fault_of(error: DBAPIError, where: str) -> UserError:
     state = getattr(error.orig, "sqlstate", None) or ""
     if state.startswith(("28", "3D", "42")):  # authorisation, unknown database, missing right or table
         return UserError(f"ledger {where}: {said}: check the URL and the rights of its user", CONFIG)
-    if any(word in lower for word in ("authentication", "does not exist", "no password")):
+    if isinstance(error, ProgrammingError) or any(
+        word in lower for word in ("authentication", "does not exist", "no password")
+    ):
         return UserError(f"ledger {where}: {said}: check the URL and the rights of its user", CONFIG)
     return LedgerAwayError(f"ledger {where} does not answer ({said}): try again later")
+
+
+def _postgresql(place: URL, where: str) -> Engine:
+    try:
+        return create_engine(
+            place,
+            pool_pre_ping=True,  # a server that was started anew drops every connection
+            connect_args={"connect_timeout": CONNECT_S, "application_name": "rollsight"},
+        )
+    except ImportError:
+        raise UserError(
+            f"ledger {where} needs psycopg: pip install 'rollsight[postgresql]'", CONFIG
+        ) from None
 
 
 def _migrate(ledger: Ledger) -> None:
