@@ -127,6 +127,23 @@ def test_prometheus_reads_the_metrics(site):
     assert fault.value.exit_code == CONFIG
 
 
+def test_status_and_metrics_are_the_same_on_both_databases(ledger, tmp_path):
+    site = Site(Plant(tmp_path), ledger, LineFile(jobs=JOBS), lambda: NOW, random.Random(1))
+    facts = {"model": "m", "model_hash": "0", "created_at": NOW, "closed_at": NOW, "state": "done"}
+    with ledger.write() as session:
+        session.add(Run(roll_id="C1", length_m=10.5, attempt=2, by_class='{"pit": 1}', ended_at=NOW, **facts))
+        session.add(Slot(job="nightly", scheduled_for=NOW, created_at=NOW, state="partial", ended_at=NOW))
+        put_alert(session, NOW, "x", "late", "late")
+    lines = text(site).decode().splitlines()
+
+    assert {"rollsight_retries_total 2.0", "rollsight_strip_metres_total 10.5"} <= set(lines)
+    [last] = [line for line in lines if line.startswith("rollsight_last_success_timestamp_seconds{")]
+    assert float(last.split()[-1]) == NOW.timestamp()
+    told = status(site)
+    assert (told["rolls"], told["alerts"]["unsent"]) == ({"done": 1}, 1)
+    assert told["jobs"][0]["last_success"] == NOW.isoformat()
+
+
 def test_the_metrics_are_served_on_this_machine_alone_and_asked_anew(site):
     server, thread = serve_metrics(site, 0)
     try:
