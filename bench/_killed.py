@@ -30,6 +30,16 @@ from rollsight.jobs.ticker import begin_by_hand
 from sqlalchemy import func, select
 
 
+def warm() -> None:
+    """Read in what a night reads in late; nothing of it may start a thread."""
+    import onnxruntime  # noqa: F401
+    import pyarrow.compute
+    import pyarrow.dataset  # noqa: F401
+    from PIL import Image
+
+    Image.init()
+
+
 def one_night(home: Path, model: str, ledger: str | None = None) -> int:
     """A night over the plant, to its end; its exit code."""
     plant = Plant(home)
@@ -65,6 +75,7 @@ def kill_nights(home: Path, moments: int, seed: int, model: str = "default") -> 
     Moments are drawn evenly over the length of a night that is not disturbed. Counts what was lost (rolls not
     done), doubled (ends of a roll beyond its first) and what receipts and ledger differ in.
     """
+    warm()
     draw = random.Random(seed)
     kept = home.with_name(f"{home.name}-kept")
     shutil.copytree(home, kept)
