@@ -1,10 +1,5 @@
 """Alerts on their way to people: the outbox of the ledger, by webhook and by e-mail.
 
-    alerts:
-      webhooks:
-        - {name: shift, url: https://hooks.mill.example/x, secret_env: SHIFT_SECRET, kinds: [blocked, late]}
-      mail: {host: mail.mill.example, from: rollsight@mill.example, to: [quality@mill.example]}
-
 An alert is claimed before it is sent and written off afterwards, so a sender that dies in between sends it
 again: at least once. Every time it carries the same key, in the headers Idempotency-Key and webhook-id and as
 the Message-ID of a mail, by which a receiver sees it once. What one channel has taken is not sent there again
@@ -12,39 +7,31 @@ because another one failed. A webhook is signed as Standard Webhooks says (stand
 """
 
 import base64
-import binascii
-import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import os
 import random
-import re
 import smtplib
 import ssl
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import format_datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 from urllib.error import HTTPError, URLError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.jobs.channels import Channels, Mail, Webhook, all_kinds, channels_of, secret_of
 from rollsight.jobs.ledger.claims import wait_s
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.schema import Alert, Event
-from rollsight.jobs.schedule import LINE_FILE, LineFile, Name
 from rollsight.jobs.sites import Site
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
-
-Kind = Literal["blocked", "hold", "stability", "missing", "unreadable", "late", "disk", "dead", "partial"]
-M = TypeVar("M", bound=BaseModel)
 
 CLAIMED_S = 120.0  # nobody else sends an alert for so long after one process took it
 TIMEOUT_S = 10.0  # of one delivery, per answer of the other side
@@ -52,100 +39,6 @@ MAX_ATTEMPT = 6  # of the wait: from the sixth failure on up to half an hour
 MAX_AGE = timedelta(days=3)  # older ones are not sent any more: a new channel does not begin with a flood
 OVERDUE = timedelta(minutes=15)  # a tick may come only so often
 SENT = "alert.sent"  # event of one channel that took an alert; detail: {"key", "channel"}
-_ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ADDRESS = re.compile(r"[^@\s<>,;:\"]+@[^@\s<>,;:\"]+")
-
-
-def _env_name(value: str | None) -> str | None:
-    if value is not None and not _ENV.fullmatch(value):
-        raise ValueError("it names an environment variable; the secret itself never stands in the file")
-    return value
-
-
-class Channel(BaseModel):
-    """What webhooks and mail share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kinds: tuple[Kind, ...] | None = None  # None: all
-
-    def takes(self, kind: str) -> bool:
-        return self.kinds is None or kind in self.kinds
-
-
-class Webhook(Channel):
-    """One receiver of HTTP POST with JSON."""
-
-    name: Name
-    url: str
-    secret_env: str | None = None  # environment variable with the key of the signature; None: unsigned
-
-    _secret = field_validator("secret_env")(_env_name)
-
-    @field_validator("url")
-    @classmethod
-    def _reachable(cls, value: str) -> str:
-        try:
-            parts = urllib.parse.urlsplit(value)
-            known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            known = False
-        if not known or re.search(r"[\s\x00-\x1f]", value) or not value.isascii():
-            raise ValueError(f"{value[:80]!r} is no URL of a webhook: it is one like https://HOST/PATH")
-        if parts.username or parts.password:
-            raise ValueError("no user or password in the URL: sign with secret_env")
-        return value
-
-
-class Mail(Channel):
-    """A mail server and who gets the mails."""
-
-    name: Name = "mail"
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
-    port: int = Field(default=25, ge=1, le=65535)
-    security: Literal["none", "starttls", "tls"] = "none"
-    sender: str = Field(alias="from")
-    to: tuple[str, ...] = Field(min_length=1, max_length=50)
-    user_env: str | None = None  # environment variables with user and password
-    password_env: str | None = None
-
-    _secrets = field_validator("user_env", "password_env")(_env_name)
-
-    @field_validator("sender", "to")
-    @classmethod
-    def _addresses(cls, value: Any) -> Any:
-        for address in [value] if isinstance(value, str) else value:
-            if not _ADDRESS.fullmatch(address):
-                raise ValueError(f"{address[:80]!r} is no mail address")
-        return value
-
-    @model_validator(mode="after")
-    def _secret_is_kept(self) -> "Mail":
-        if (self.user_env is None) != (self.password_env is None):
-            raise ValueError("user_env and password_env go together")
-        if self.user_env is not None and self.security == "none":
-            raise ValueError("a password is not sent in clear: set security to starttls or tls")
-        return self
-
-
-class Channels(BaseModel):
-    """`alerts:` of line.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    webhooks: tuple[Webhook, ...] = ()
-    mail: Mail | None = None
-
-    @model_validator(mode="after")
-    def _unique(self) -> "Channels":
-        names = [channel.name for channel in self.all]
-        if len(set(names)) < len(names):
-            raise ValueError("two channels have the same name")
-        return self
-
-    @property
-    def all(self) -> tuple[Webhook | Mail, ...]:
-        return (*self.webhooks, *([self.mail] if self.mail else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,41 +62,6 @@ class Sent:
     failed: dict[str, str]  # key of the alert -> one line
 
 
-def channels_of(line: LineFile) -> Channels:
-    """The channels of line.yaml; UserError 78 that names what is wrong, also a secret that is not set."""
-    channels = listed(line)
-    for channel in channels.all:
-        names = (
-            [channel.secret_env] if isinstance(channel, Webhook) else [channel.user_env, channel.password_env]
-        )
-        for name in names:
-            if name is not None and not os.environ.get(name):
-                raise UserError(
-                    f"{LINE_FILE}: alerts: {channel.name} needs the environment variable {name}: set it",
-                    CONFIG,
-                )
-        if isinstance(channel, Webhook) and channel.secret_env is not None:
-            _key(channel, os.environ)
-    return channels
-
-
-def listed(line: LineFile) -> Channels:
-    """The channels of line.yaml, whether or not their secrets are at hand here; UserError 78."""
-    return part_of_line(Channels, "alerts", line.alerts)
-
-
-def part_of_line(model: type[M], part: str, told: Mapping[str, Any]) -> M:
-    """A part of line.yaml that belongs to one module; UserError 78 that names the field."""
-    try:
-        return model(**{str(key): value for key, value in told.items()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in (part, *first["loc"]))
-        raise UserError(
-            f"{LINE_FILE}: {where}: {first['msg'].removeprefix('Value error, ')}", CONFIG
-        ) from None
-
-
 def send_due(site: Site, channels: Channels | None = None) -> Sent:
     """Send what is due, oldest first; each alert is claimed by one process at a time.
 
@@ -211,7 +69,7 @@ def send_due(site: Site, channels: Channels | None = None) -> Sent:
     wait, up to half an hour, until it is 3 days old. UserError 78 where the channels are not as they must be.
     """
     channels = channels_of(site.line) if channels is None else channels
-    kinds = {kind for channel in channels.all for kind in (channel.kinds or _kinds())}
+    kinds = {kind for channel in channels.all for kind in (channel.kinds or all_kinds())}
     sent, failed, tried = 0, dict[str, str](), set[int]()
     while channels.all and (
         taken := site.ledger.keep(lambda session: _take(session, site.clock(), kinds, tried))
@@ -244,7 +102,7 @@ def waiting(session: Session, now: datetime) -> Sequence[Alert]:
 
 def overdue(session: Session, now: datetime, channels: Channels) -> int:
     """How many alerts should have gone out by now and did not."""
-    kinds = {kind for channel in channels.all for kind in (channel.kinds or _kinds())}
+    kinds = {kind for channel in channels.all for kind in (channel.kinds or all_kinds())}
     return sum(row.kind in kinds and now - row.created_at > OVERDUE for row in waiting(session, now))
 
 
@@ -288,7 +146,7 @@ def post(hook: Webhook, message: Message, now: datetime) -> None:
         "webhook-timestamp": str(int(now.timestamp())),
     }
     if hook.secret_env is not None:
-        headers["webhook-signature"] = signature(_key(hook, os.environ), key, int(now.timestamp()), body)
+        headers["webhook-signature"] = signature(secret_of(hook), key, int(now.timestamp()), body)
     request = urllib.request.Request(hook.url, data=body, headers=headers, method="POST")  # noqa: S310 # http(s) only, see Webhook
     with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
         answer.read(1024)
@@ -340,20 +198,6 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects)
-
-
-def _kinds() -> tuple[str, ...]:
-    return Kind.__args__  # type: ignore[attr-defined,no-any-return]
-
-
-def _key(hook: Webhook, environment: Mapping[str, str]) -> bytes:
-    """The key of the signature: bytes of the secret, or those that whsec_BASE64 stands for."""
-    secret = environment.get(hook.secret_env or "", "")
-    if not secret.startswith("whsec_"):
-        return secret.encode()
-    with contextlib.suppress(binascii.Error, ValueError):
-        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    raise UserError(f"environment variable {hook.secret_env}: what follows whsec_ is not base64", CONFIG)
 
 
 def _take(

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.rolls import write_durably
 from rollsight.jobs import alerts
+from rollsight.jobs.channels import listed
 from rollsight.jobs.ledger.schema import Alert, Band, Hold, Run, Slot, Stability
 from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
@@ -66,7 +67,7 @@ def families(site: Site) -> Iterator[Family]:
             ).all()
         )
         sent = session.scalar(select(func.count()).where(Alert.sent_at.is_not(None)))
-        unsent = alerts.overdue(session, now, alerts.listed(site.line))
+        unsent = alerts.overdue(session, now, listed(site.line))
         holds = session.scalar(select(func.count()).select_from(Hold).where(Hold.released_at.is_(None)))
         checks = session.execute(
             select(Stability.in_band, Stability.at).order_by(Stability.at.desc()).limit(1)

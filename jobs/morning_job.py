@@ -25,6 +25,7 @@ from rollsight.inspect.report.morning import (
 from rollsight.inspect.rolls import write_durably
 from rollsight.inspect.trends import SCORE_BINS
 from rollsight.jobs import alerts
+from rollsight.jobs.channels import listed
 from rollsight.jobs.due import NEVER
 from rollsight.jobs.ledger import schema
 from rollsight.jobs.ledger.schema import Alert, Run, Slot
@@ -62,7 +63,7 @@ def gather(site: Site, *, since_h: float = SINCE_H) -> Morning:
         ).all()
         stability = _stability(site, session, zone)
         jobs = _last_success(site, session, zone)
-        channels = alerts.listed(site.line)
+        channels = listed(site.line)
         waiting = alerts.overdue(session, now, channels) if channels.all else None
         session.expunge_all()
     tonight = [run for run in runs if _is_of(run, since)]

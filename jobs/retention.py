@@ -22,7 +22,7 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.masks import take_away
 from rollsight.inspect.roll_places import sync
 from rollsight.inspect.roll_state import last_written, strip_at
-from rollsight.jobs.alerts import part_of_line
+from rollsight.jobs.channels import part_of_line
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted
 from rollsight.jobs.ledger.schema import Artifact, Hold, Run

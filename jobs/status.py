@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.roll_state import strip_at
 from rollsight.jobs import alerts
+from rollsight.jobs.channels import listed
 from rollsight.jobs.ledger.bands import receipts_in
 from rollsight.jobs.ledger.schema import Run, Slot, Stability
 from rollsight.jobs.schedule import moments
@@ -49,7 +50,7 @@ def status(site: Site) -> dict[str, Any]:
             "jobs": _jobs(site, session, now),
             "alerts": {
                 "unsent": len(unsent),
-                "overdue": alerts.overdue(session, now, alerts.listed(site.line)),
+                "overdue": alerts.overdue(session, now, listed(site.line)),
                 "last_error": next((row.last_error for row in reversed(unsent) if row.last_error), None),
             },
             "stability": None

@@ -20,7 +20,8 @@ import pytest
 from aiosmtpd.controller import Controller
 from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.plant import Plant
-from rollsight.jobs.alerts import CLAIMED_S, MAX_AGE, channels_of, send_due, waiting
+from rollsight.jobs.alerts import CLAIMED_S, MAX_AGE, send_due, waiting
+from rollsight.jobs.channels import channels_of
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Alert
 from rollsight.jobs.schedule import LineFile

@@ -29,7 +29,7 @@ def test_a_night_by_chance_is_seldom_out_of_band_and_a_doubled_rate_is_found():
 
 
 def test_clusters_widen_the_band():
-    """Negative binomial counts, three times as variable: Poisson limits would cry wolf."""
+    """Negative binomial counts that scatter three times as wide: Poisson limits would cry wolf."""
     rng = np.random.default_rng(1)
     areas = np.full(30, 30.0)
     charts = [u_chart(rng.negative_binomial(7.5, 7.5 / 67.5, 30), areas) for _ in range(300)]

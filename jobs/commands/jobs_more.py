@@ -119,7 +119,8 @@ def alerts(
 ) -> None:
     """List the alerts that nobody was told of yet, or send them by webhook and mail."""
     from rollsight.jobs import console
-    from rollsight.jobs.alerts import channels_of, send_due, waiting
+    from rollsight.jobs.alerts import send_due, waiting
+    from rollsight.jobs.channels import channels_of
     from rollsight.jobs.sites import open_site
 
     site = open_site(home, ledger)
