@@ -19,16 +19,18 @@ from sqlalchemy import func, select
 EVERY_S = 20.0
 RETAINED, PAGE_MADE = "retention.ran", "page.made"  # events
 RETAIN_EVERY = timedelta(days=1)
+PAGE_EVERY = timedelta(minutes=2)  # while the work goes on: a page of 1000 rolls takes a second of a core
 
 
-def follow_up(site: Site) -> list[str]:
+def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
     """Send what is due; make the page where a roll or slot ended since; once a day apply `retention:`.
 
-    Nothing is deleted in a plant whose line.yaml says nothing of retention. Returns a line per fault: none of
+    at_last: the work is over, so the page is made now, however lately it was. Nothing is deleted in a plant whose line.yaml says nothing of retention. Returns a line per fault: none of
     this stops a night, and each is tried again the next time. UserError 75 where the ledger is away.
     """
     faults = []
-    steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send), ("morning page", _page)]
+    steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send)]
+    steps.append(("morning page", lambda site: _page(site, at_last=at_last)))
     if "retention" in site.line.model_fields_set:
         steps.append(("retention", _retain))
     for what, step in steps:
@@ -84,7 +86,7 @@ def _follow(
             break
         with contextlib.suppress(UserError):  # no plant, no ledger: the work itself tells, or it comes back
             site = site or open_site(home, ledger)
-            for fault in follow_up(site):
+            for fault in follow_up(site, at_last=ended):
                 if fault not in told:
                     told.add(fault)
                     on_fault(fault)
@@ -97,15 +99,16 @@ def _send(site: Site) -> list[str]:
     return [f"alert {key} is not sent: {fault}" for key, fault in told.failed.items()]
 
 
-def _page(site: Site) -> list[str]:
+def _page(site: Site, *, at_last: bool) -> list[str]:
     with site.ledger.read() as session:
         made = session.scalar(select(func.max(Event.at)).where(Event.kind == PAGE_MADE))
         ends = [session.scalar(select(func.max(table.ended_at))) for table in (Slot, Run)]
     ended = max((at for at in ends if at is not None), default=None)
-    if ended is not None and (made is None or made <= ended):
+    now = site.clock()
+    soon = made is not None and timedelta(0) <= now - made < PAGE_EVERY and not at_last
+    if ended is not None and (made is None or made <= ended) and not soon:
         from rollsight.jobs.morning_job import make_page
 
-        now = site.clock()
         make_page(site)
         site.ledger.keep(lambda session: add_event(session, now, PAGE_MADE))
     return []

@@ -218,6 +218,8 @@ def test_alerts_page_and_once_a_day_retention_follow(site, monkeypatch):
     )  # nothing ended since, the day is young
     with site.ledger.write() as session:
         session.scalars(select(Run).where(Run.roll_id == "C4")).one().ended_at = NOW + timedelta(minutes=2)
+    follow_up(replace(site, clock=lambda: NOW + timedelta(minutes=2, seconds=30)), at_last=False)
+    assert of_kind(site, PAGE_MADE) == 1  # a roll ended, but the page is not two minutes old
     follow_up(replace(site, clock=lambda: NOW + timedelta(days=1, minutes=1)))
     assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (2, 2)
 
