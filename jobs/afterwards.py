@@ -25,8 +25,9 @@ PAGE_EVERY = timedelta(minutes=2)  # while the work goes on: a page of 1000 roll
 def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
     """Send what is due; make the page where a roll or slot ended since; once a day apply `retention:`.
 
-    at_last: the work is over, so the page is made now, however lately it was. Nothing is deleted in a plant whose line.yaml says nothing of retention. Returns a line per fault: none of
-    this stops a night, and each is tried again the next time. UserError 75 where the ledger is away.
+    at_last: the work is over, so the page is made now, however new it is. Nothing is deleted in a plant whose
+    line.yaml says nothing of retention. Returns a line per fault: none of this stops a night, and each is
+    tried again the next time. UserError 75 where the ledger is away.
     """
     faults = []
     steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send)]
