@@ -50,7 +50,7 @@ def arm(faults: dict[str, Any]) -> None:
     @wraps(scan_band)
     def faulty_band(plan: Any, roll: Any, engine: Any, y0: int, *rest: Any) -> None:
         tries = attempt(witness, "begun", y0)
-        draw = random.Random(f"{faults.get('seed', 0)}-{y0}-{tries}")  # noqa: S311 (moments, not secrets)
+        draw = random.Random(f"{faults.get('seed', 0)}-{y0}-{tries}")
         hit = draw.random() < faults.get("p", 0)
         early = hit and draw.random() < 0.5
         at_work.is_hit = (hit and not early) or (y0 == faults.get("between") and tries == 1)

@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-result", action="store_true", help="do not write bench/results/fuzz.json")
     asked = parser.parse_args()
-    rng = random.Random(asked.seed)  # noqa: S311 (not for secrets)
+    rng = random.Random(asked.seed)
     counts: dict[str, Counter[str]] = {}
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -336,3 +336,13 @@ def _register(folder: Path) -> None:
         if folder.name not in names:
             attributes = {"ome": {"version": "0.5", "labels": [*names, folder.name]}}
             write_durably(labels / "zarr.json", group_json(attributes))
+
+
+def take_away(folder: Path, aside: Path) -> None:
+    """Take the label `labels/<name>` from its roll: off the list that readers go by, then to `aside`."""
+    labels = folder.parent
+    with alone(labels):
+        names = [name for name in registered_masks(LocalPlace(labels.parent)) if name != folder.name]
+        write_durably(labels / "zarr.json", group_json({"ome": {"version": "0.5", "labels": names}}))
+        folder.rename(aside)
+        sync(labels)

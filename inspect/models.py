@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.golden import GOLDEN, write_golden
+from rollsight.inspect.promoted import Step, read_pointer
 from rollsight.inspect.tiles import CELL
 
 if TYPE_CHECKING:
@@ -125,10 +126,13 @@ class Model:
 
 
 def open_model(name: str, models: Path) -> Model:
-    """The model `name`: `default` is the shipped one, else a folder under `models`, else a path.
+    """The model `name`: `default` is the promoted or shipped one, else a folder under `models`, else a path.
 
-    Raises UserError where there is none, or where weights or card are damaged.
+    Raises UserError where there is none, or where weights or card are damaged; 78 where the promoted model is
+    gone or no longer the one that was promoted.
     """
+    if name == "default" and (step := read_pointer(models).now) is not None and step.model is not None:
+        return _promoted(step, models)
     places = [DEFAULT] if name == "default" else [models / name, Path(name)]
     folder = next((place for place in places if (place / CARD).is_file()), None)
     if folder is None:
@@ -150,6 +154,23 @@ def open_model(name: str, models: Path) -> Model:
                 f"{path}: missing or not the file that {CARD} names: fetch or train the model again"
             )
     return Model(folder, card)
+
+
+def decides(card: Card) -> str:
+    """SHA-256 of what decides classes beside weights and graph: thresholds and temperature."""
+    told = [sorted(card.thresholds.items()), card.temperature]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _promoted(step: Step, models: Path) -> Model:
+    """The model of a promotion, still the one that passed the gates."""
+    way_out = "`inspect models rollback` returns to the one before"
+    if not (models / str(step.model) / CARD).is_file():
+        raise UserError(f"the promoted model {step.model!r} is not in {models}: {way_out}", CONFIG)
+    model = open_model(str(step.model), models)
+    if (model.hash, decides(model.card)) != (step.model_hash, step.decides):
+        raise UserError(f"model {step.model!r} was changed after it was promoted: {way_out}", CONFIG)
+    return model
 
 
 def save_model(

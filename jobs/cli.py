@@ -5,7 +5,18 @@ import sys
 
 import typer
 from rollsight.inspect.errors import FAILED, USAGE, UserError
-from rollsight.jobs.commands import compress, explain, judging, labels, models, rolls, scan, training, weak
+from rollsight.jobs.commands import (
+    compress,
+    explain,
+    jobs_more,
+    judging,
+    labels,
+    models,
+    rolls,
+    scan,
+    training,
+    weak,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts it
 
@@ -20,8 +31,6 @@ for command in (
     scan.scan,
     rolls.simulate,
     rolls.ingest,
-    rolls.rolls,
-    models.models,
     training.train,
     judging.evaluate,
     judging.compare,
@@ -32,6 +41,9 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(labels.app, name="labels")
+app.add_typer(jobs_more.app, name="jobs")
+app.add_typer(rolls.app, name="rolls")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

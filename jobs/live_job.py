@@ -72,7 +72,7 @@ def scan_live(
             return run
         if roll.lines > seen:
             waited_from, seen = time.monotonic(), roll.lines
-            progress = _scan_so_far(plant, roll, model, executor, **options)
+            progress = scan_so_far(plant, roll, model, executor, **options)
             if progress is not None and on_progress is not None:
                 on_progress(progress)
         elif time.monotonic() - waited_from > patience_s:
@@ -84,7 +84,7 @@ def scan_live(
         time.sleep(poll_s)
 
 
-def _scan_so_far(
+def scan_so_far(
     plant: Plant,
     roll: Roll,
     model: Model,
@@ -95,7 +95,7 @@ def _scan_so_far(
     band_lines: int | None = None,
     on_band: Callable[[int, int], None] | None = None,
 ) -> Progress | None:
-    """Scan the bands whose lines and halo are there; None where there is none yet."""
+    """Scan the bands whose lines and halo are there, and return; None where there is none yet."""
     if not roll.lines:
         return None
     scan = plan_roll(plant, roll, model, executor, engine=engine, device=device)

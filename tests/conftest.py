@@ -1,9 +1,13 @@
 """Small real things that several tests need."""
 
 import csv
+import importlib.util
 import json
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch is read in. The nets of the tests are small: on a busy machine threads that wait for each other
 # at every layer made the suite four times slower (measured 2026-11-22).
@@ -15,7 +19,14 @@ import torch
 from PIL import Image
 from rollsight.inspect.models import Model, save_model
 from rollsight.inspect.nets import NETS
+from rollsight.inspect.plant import Plant
+from rollsight.jobs.ledger.database import Ledger, open_ledger
 from torch import nn
+
+if TYPE_CHECKING:
+    from _postgres import Server
+
+BENCH = Path(__file__).parent.parent / "bench"
 
 CARD = {
     "name": "small",
@@ -67,3 +78,33 @@ def labelled_folder(tmp_path) -> Path:
         csv.writer(file).writerows([("image", "mask", "split", "group"), *rows])
     (root / "classes.json").write_text(json.dumps(["pit", "scratch"]))
     return root
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator["Server"]:
+    """A real PostgreSQL server; tests that need one are skipped where none is installed."""
+    spec = importlib.util.spec_from_file_location("bench_postgres", BENCH / "_postgres.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if module.binaries() is None:
+        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
+    server = module.Server(durable=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What --ledger is given: an empty place on each of the two databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return request.getfixturevalue("postgresql").schema(f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def ledger(ledger_address: str, tmp_path: Path) -> Iterator[Ledger]:
+    """An empty ledger; each test that asks for it runs on SQLite and on PostgreSQL."""
+    opened = open_ledger(ledger_address, Plant(tmp_path))
+    yield opened
+    opened.close()

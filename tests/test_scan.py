@@ -265,7 +265,7 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_table(
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(calm.home)], env=env, capture_output=True, text=True, check=True)
     undisturbed = json.loads(done.stdout)
-    moments, killed = random.Random(5), 0  # noqa: S311 (moments, not secrets)
+    moments, killed = random.Random(5), 0
     for _ in range(6):
         process = subprocess.Popen(
             [*command, str(stormy.home)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -11,3 +11,11 @@ Home = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a roll of the same id.")]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        help="postgresql+psycopg://USER@HOST/NAME or sqlite:///FILE. Default: $ROLLSIGHT_LEDGER, else "
+        "`ledger` of line.yaml, else ledger.db in the plant folder.",
+    ),
+]

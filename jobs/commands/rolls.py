@@ -1,14 +1,16 @@
-"""`inspect simulate`, `ingest` and `rolls`: how rolls come to be."""
+"""`inspect simulate`, `ingest` and `rolls`: how rolls come to be, and which stay as they are."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json, Overwrite
+from rollsight.jobs.commands.options import Home, Json, LedgerUrl, Overwrite
 
 if TYPE_CHECKING:
     from rollsight.inspect.plant import Plant
+
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 def simulate(
@@ -157,8 +159,12 @@ def ingest(
         console.say(note)
 
 
-def rolls(home: Home = None, as_json: Json = False) -> None:
-    """List the rolls of the plant."""
+@app.callback(invoke_without_command=True)
+def rolls(context: typer.Context, home: Home = None, as_json: Json = False) -> None:
+    """List the rolls of the plant; with `hold`, keep one from being deleted."""
+    if context.invoked_subcommand is not None:
+        context.obj = home  # `inspect rolls --home DIR hold R1` means the same plant
+        return
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
 
@@ -197,6 +203,52 @@ def rolls(home: Home = None, as_json: Json = False) -> None:
     console.show_table(
         f"Rolls in {plant.rolls}", ("roll", "lines", "width px", "length m", "modes", "depth", "runs"), cells
     )
+
+
+@app.command()
+def hold(
+    context: typer.Context,
+    roll_id: Annotated[
+        str | None, typer.Argument(help="Roll to keep as it is. Default: list what is on hold.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for whoever finds it.")] = "",
+    release: Annotated[bool, typer.Option("--release", help="End the hold.")] = False,
+    ledger: LedgerUrl = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Put a roll on hold, so that nothing of it is deleted, or release it."""
+    from dataclasses import asdict
+
+    from rollsight.jobs import console
+    from rollsight.jobs import holds as kept
+    from rollsight.jobs.sites import open_site
+
+    if roll_id is None and (release or reason):
+        raise UserError("--reason and --release are for a roll: name it", USAGE)
+    if release and reason:
+        raise UserError("--reason with --release: a release needs no reason", USAGE)
+    site = open_site(home or context.obj, ledger)
+    try:
+        if roll_id is None:
+            standing = kept.holds(site)
+        elif release:
+            kept.release(site, roll_id)
+        else:
+            kept.hold(site, roll_id, reason or "no reason given")
+    finally:
+        site.ledger.close()
+    if roll_id is not None:
+        if as_json:
+            console.emit({"roll_id": roll_id, "on_hold": not release})
+        else:
+            console.say(f"roll {roll_id} is {'released' if release else 'on hold: nothing of it is deleted'}")
+    elif as_json:
+        for row in standing:
+            console.emit(asdict(row) | {"held_at": row.held_at.isoformat()})
+    else:
+        rows = [(row.roll_id, f"{row.held_at:%Y-%m-%d %H:%M} UTC", row.by, row.reason) for row in standing]
+        console.show_table("Rolls on hold", ("roll", "since", "by", "reason"), rows)
 
 
 def simulate_with_bar(

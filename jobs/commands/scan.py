@@ -51,8 +51,16 @@ def demo(
 
 def scan(
     rolls: Annotated[
-        list[str], typer.Argument(help="Ids of the rolls to scan, or URLs of rolls.", metavar="ROLL...")
-    ],
+        list[str] | None,
+        typer.Argument(help="Ids of the rolls, patterns such as 'CGL2-*', or URLs.", metavar="[ROLL...]"),
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help="CSV with the column roll_id and, if you like, priority.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Rolls closed since: a date, a moment, or a span like 36h or 3d.")
+    ] = None,
+    line: Annotated[str | None, typer.Option(help="Rolls of this line.")] = None,
     model: Annotated[
         str, typer.Option(help="Model name in the plant, a path, or `default`, the shipped one.")
     ] = "default",
@@ -91,6 +99,7 @@ def scan(
     """
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
+    from rollsight.jobs.batch import choose_rolls
     from rollsight.jobs.cluster import Tls
     from rollsight.jobs.executors import open_executor
 
@@ -103,13 +112,14 @@ def scan(
         raise UserError("--live with --along-strip: only a whole roll has such lines; scan it closed", USAGE)
     plant = open_plant(home)
     chosen = plant.model(model)  # refused before the first roll, not at each
+    wanted = choose_rolls(plant, rolls or (), batch=batch, since=since, line=line)
     faults = []
     with open_executor(
         workers=workers, scheduler=scheduler, tls=tls, threads=threads, device=device
     ) as executor:
         how = {"engine": engine, "device": device}
         lines = {"along": along_strip} if along_strip else {}
-        for roll_id in rolls:
+        for roll_id in wanted:
             try:
                 if dry_run:
                     _tell_estimate(plant, roll_id, chosen, executor, band_lines, how, as_json=as_json)
@@ -117,7 +127,7 @@ def scan(
                 patience = patience_s if live else None
                 run = _scan(plant, roll_id, chosen, executor, patience, band_lines=band_lines, **how, **lines)
             except UserError as fault:
-                if len(rolls) == 1:
+                if len(wanted) == 1:
                     raise
                 console.error(fault)  # one bad roll does not stop the rest
                 faults.append(fault)
@@ -131,8 +141,8 @@ def scan(
                 console.say(f"page: {run.folder / 'report.html'}")
     if faults:
         codes = {fault.exit_code for fault in faults}
-        code = codes.pop() if len(faults) == len(rolls) and len(codes) == 1 else PARTIAL
-        raise UserError(f"{len(faults)} of {len(rolls)} rolls were not scanned", code)
+        code = codes.pop() if len(faults) == len(wanted) and len(codes) == 1 else PARTIAL
+        raise UserError(f"{len(faults)} of {len(wanted)} rolls were not scanned", code)
 
 
 def _scan(

@@ -1,0 +1,129 @@
+"""What goes on beside the nights: alerts go out, the morning page is made anew, what has come of age goes.
+
+Beside, not after: a night takes hours, and whoever must act on a blocked roll is told within half a minute.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from rollsight.inspect.errors import LOCKED, UserError
+from rollsight.jobs import alerts
+from rollsight.jobs.ledger.events import add_event
+from rollsight.jobs.ledger.schema import Event, Run, Slot
+from rollsight.jobs.sites import Site, open_site
+from sqlalchemy import func, select
+
+EVERY_S = 20.0
+RETAINED, PAGE_MADE = "retention.ran", "page.made"  # events
+RETAIN_EVERY = timedelta(days=1)
+PAGE_EVERY = timedelta(minutes=2)  # while the work goes on: a page of 1000 rolls takes a second of a core
+
+
+def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
+    """Send what is due; make the page where a roll or slot ended since; once a day apply `retention:`.
+
+    at_last: the work is over, so the page is made now, however new it is. Nothing is deleted in a plant whose
+    line.yaml says nothing of retention. Returns a line per fault: none of this stops a night, and each is
+    tried again the next time. UserError 75 where the ledger is away.
+    """
+    faults = []
+    steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send)]
+    steps.append(("morning page", lambda site: _page(site, at_last=at_last)))
+    if "retention" in site.line.model_fields_set:
+        steps.append(("retention", _retain))
+    for what, step in steps:
+        try:
+            faults += step(site)
+        except UserError as fault:
+            if fault.exit_code == LOCKED:
+                raise
+            faults.append(f"{what}: {fault}")
+    return faults
+
+
+@contextlib.contextmanager
+def followed(
+    home: Path | None, ledger: str | None, on_fault: Callable[[str], None], every_s: float = EVERY_S
+) -> Iterator[None]:
+    """Follow up beside what is done in here, in a thread with a ledger of its own, and once at its end.
+
+    on_fault is told each fault once. Where the work was told to stop there is no last round, and nothing is
+    said of a plant or ledger that cannot be opened: the work itself does.
+    """
+    stop, last = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_follow, args=(home, ledger, on_fault, every_s, stop, last), daemon=True)
+    thread.start()
+    try:
+        yield
+    except UserError as fault:
+        if fault.exit_code == LOCKED:
+            last.set()
+        raise
+    except BaseException:
+        last.set()
+        raise
+    finally:
+        stop.set()
+        thread.join(1.0 if last.is_set() else None)
+
+
+def _follow(
+    home: Path | None,
+    ledger: str | None,
+    on_fault: Callable[[str], None],
+    every_s: float,
+    stop: threading.Event,
+    last: threading.Event,
+) -> None:
+    told: set[str] = set()
+    site = None
+    ended = False
+    while not ended:
+        ended = stop.wait(every_s)
+        if last.is_set():
+            break
+        with contextlib.suppress(UserError):  # no plant, no ledger: the work itself tells, or it comes back
+            site = site or open_site(home, ledger)
+            for fault in follow_up(site, at_last=ended):
+                if fault not in told:
+                    told.add(fault)
+                    on_fault(fault)
+    if site is not None:
+        site.ledger.close()
+
+
+def _send(site: Site) -> list[str]:
+    told = alerts.send_due(site)
+    return [f"alert {key} is not sent: {fault}" for key, fault in told.failed.items()]
+
+
+def _page(site: Site, *, at_last: bool) -> list[str]:
+    with site.ledger.read() as session:
+        made = session.scalar(select(func.max(Event.at)).where(Event.kind == PAGE_MADE))
+        ends = [session.scalar(select(func.max(table.ended_at))) for table in (Slot, Run)]
+    ended = max((at for at in ends if at is not None), default=None)
+    now = site.clock()
+    soon = made is not None and timedelta(0) <= now - made < PAGE_EVERY and not at_last
+    if ended is not None and (made is None or made <= ended) and not soon:
+        from rollsight.jobs.morning_job import make_page
+
+        make_page(site)
+        site.ledger.keep(lambda session: add_event(session, now, PAGE_MADE))
+    return []
+
+
+def _retain(site: Site) -> list[str]:
+    now = site.clock()
+    with site.ledger.read() as session:
+        last = session.scalar(select(func.max(Event.at)).where(Event.kind == RETAINED))
+    if last is None or not timedelta(0) <= now - last < RETAIN_EVERY:
+        from rollsight.jobs.retention import retain
+
+        steps = retain(site)
+        counts = [sum(step.action == action for step in steps) for action in ("mark", "delete")]
+        detail = f"{counts[0]} marked, {counts[1]} deleted"
+        site.ledger.keep(lambda session: add_event(session, now, RETAINED, detail=detail))
+    return []

@@ -1,0 +1,1 @@
+"""One file per schema version, `v0001_…`; a released one is never changed."""

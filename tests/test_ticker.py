@@ -1,0 +1,233 @@
+"""The ticker with the clock as an argument: what was missed, what is late, who does it; on both databases."""
+
+import random
+import threading
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rollsight.inspect.errors import CONFIG, LOCKED, UserError
+from rollsight.inspect.plant import Plant
+from rollsight.jobs.ledger.claims import claim
+from rollsight.jobs.ledger.database import Ledger
+from rollsight.jobs.ledger.schema import Alert, Slot
+from rollsight.jobs.retry import try_again
+from rollsight.jobs.schedule import LineFile
+from rollsight.jobs.sites import Site
+from rollsight.jobs.ticker import begin_slot, next_moment, run_slot, tick
+from sqlalchemy import select
+
+NIGHT = {"name": "nightly", "cron": "30 1 * * *", "zone": "Europe/Berlin"}
+START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+class Wall:
+    """A clock that says what it is told."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def site_of(ledger: Ledger, home: Path, clock: Wall, **job: Any) -> Site:
+    """A plant without rolls, so that its nights take no time."""
+    line = LineFile(jobs=({**NIGHT, **job},), disk_reserve_gb=0)  # type: ignore[arg-type]
+    return Site(Plant(home), ledger, line, clock, random.Random(0))
+
+
+def slots(ledger: Ledger) -> list[tuple[str, str]]:
+    """Local date and state of every slot, in order."""
+    with ledger.read() as session:
+        rows = session.scalars(select(Slot).order_by(Slot.scheduled_for)).all()
+        return [(f"{row.scheduled_for:%d %H:%M}", row.state) for row in rows]
+
+
+def alerts(ledger: Ledger) -> list[str]:
+    with ledger.read() as session:
+        return list(session.scalars(select(Alert.subject).order_by(Alert.id)))
+
+
+def test_a_new_job_begins_now_and_runs_at_its_next_moment_once(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    assert tick(site).ran == []
+    clock.now = datetime(2026, 11, 21, 0, 31, tzinfo=UTC)
+    [(job, at, code, _)] = tick(site).ran
+    assert (job, at, code) == ("nightly", datetime(2026, 11, 21, 0, 30, tzinfo=UTC), 0)
+    assert tick(site).ran == []
+    assert slots(ledger) == [("21 00:30", "done")]
+    assert (tmp_path / "runs/2026-11-21/night.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "states"),
+    [
+        ("latest", ["skipped", "skipped", "done"]),
+        ("all", ["done", "done", "done"]),
+        ("none", ["skipped", "skipped", "skipped"]),
+    ],
+)
+def test_what_a_machine_that_slept_missed_is_caught_up_as_the_job_says(
+    ledger: Ledger, tmp_path: Path, catch_up: str, states: list[str]
+) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, catch_up=catch_up, deadline_h=100)
+    tick(site)
+    clock.now = START + 2 * DAY + 13 * HOUR  # three nights later, half an hour after the last moment
+    told = tick(site)
+    assert (told.made, told.left_out) == (states.count("done"), states.count("skipped"))
+    assert [state for _, state in slots(ledger)] == states
+    assert tick(site).ran == []
+
+
+def test_moments_older_than_their_age_are_left_out_and_one_past_its_deadline_is_not_begun(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, catch_up="all", max_age_h=48, deadline_h=8)
+    tick(site)
+    clock.now = START + 30 * DAY
+    tick(site)
+    assert [state for _, state in slots(ledger)] == ["skipped", "skipped"]
+
+
+def test_over_both_changes_of_the_clock_each_night_is_one_slot(ledger: Ledger, tmp_path: Path) -> None:
+    """Half past two does not exist on one Sunday and exists twice on another; a tick each half hour."""
+    for first, days in (
+        (datetime(2026, 3, 27, 12, tzinfo=UTC), 3),
+        (datetime(2026, 10, 23, 12, tzinfo=UTC), 3),
+    ):
+        clock = Wall(first)
+        site = site_of(ledger, tmp_path, clock, name=f"m{first.month}", cron="30 2 * * *")
+        while clock.now < first + days * DAY:
+            tick(site)
+            clock.now += timedelta(minutes=30)
+    assert slots(ledger) == [
+        ("28 01:30", "done"), ("29 01:00", "done"), ("30 00:30", "done"),
+        ("24 00:30", "done"), ("25 00:30", "done"), ("26 01:30", "done"),
+    ]  # fmt: skip
+
+
+def test_a_clock_that_is_set_back_runs_nothing_twice(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    tick(site)
+    clock.now = START + 13 * HOUR
+    assert len(tick(site).ran) == 1
+    clock.now = START + 10 * HOUR
+    for _ in range(8):
+        assert tick(site).ran == []
+        clock.now += HOUR / 2
+    assert slots(ledger) == [("21 00:30", "done")]
+    clock.now = START + DAY + 13 * HOUR
+    assert len(tick(site).ran) == 1
+
+
+def test_two_tickers_run_each_slot_once(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    sites = [site_of(ledger, tmp_path, clock, cron="* * * * *", catch_up="all") for _ in range(2)]
+    for site in sites:
+        tick(site)
+    clock.now = START + timedelta(minutes=12)
+    ran: list[datetime] = []
+
+    def work(site: Site) -> None:
+        ran.extend(at for _, at, code, _ in tick(site).ran)
+
+    threads = [threading.Thread(target=work, args=(site,)) for site in sites]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == 12
+    assert set(Counter(ran).values()) == {1}
+    assert {state for _, state in slots(ledger)} == {"done"}
+
+
+def test_a_job_without_success_for_26_hours_is_told_once(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, catch_up="none", deadline_h=1)
+    tick(site)
+    clock.now = START + 26 * HOUR
+    tick(site)
+    assert alerts(ledger) == []
+    for _ in range(3):
+        clock.now += HOUR
+        tick(site)
+    assert alerts(ledger) == ["job nightly is late: no success for more than 26 h"]
+    clock.now = datetime(2026, 11, 23, 0, 31, tzinfo=UTC)
+    assert len(tick(site).ran) == 1
+    clock.now += 27 * HOUR
+    tick(site)
+    assert len(alerts(ledger)) == 2
+
+
+def test_a_missing_model_is_one_alert_and_not_tried_again_until_a_person_says_so(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, model="strip-9")
+    tick(site)
+    clock.now = START + 13 * HOUR
+    told = tick(site)
+    assert told.exit_code == CONFIG
+    assert "no model 'strip-9'" in told.ran[0][3]
+    assert tick(site).ran == []
+    assert slots(ledger) == [("21 00:30", "failed")]
+    [alert] = alerts(ledger)
+    assert "job nightly of 2026-11-21 00:30 UTC cannot run: no model 'strip-9'" in alert
+    assert try_again(site, None) == ["job nightly of 2026-11-21 00:30 UTC"]
+    assert len(tick(site).ran) == 1
+
+
+def test_a_disk_below_the_reserve_begins_no_roll_and_is_told_once_a_day(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    full = Site(site.plant, ledger, site.line.model_copy(update={"disk_reserve_gb": 1e9}), clock, site.draw)
+    tick(full)
+    clock.now = START + 13 * HOUR
+    assert [code for _, _, code, _ in tick(full).ran] == [LOCKED]
+    clock.now += HOUR
+    assert [code for _, _, code, _ in tick(full).ran] == [LOCKED]
+    assert len(alerts(ledger)) == 1 and alerts(ledger)[0].startswith("disk below the reserve")
+    clock.now += HOUR
+    assert [code for _, _, code, _ in tick(site).ran] == [0]
+
+
+def test_a_slot_that_someone_names_runs_once(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    entry, at = site.line.job("nightly"), START - HOUR
+    lease, _ = begin_slot(site, entry, at)
+    assert lease is not None
+    with pytest.raises(UserError, match="is at work in") as fault:
+        begin_slot(site, entry, at)
+    assert fault.value.exit_code == LOCKED
+    assert run_slot(site, lease, entry, None)[0] == 0
+    assert begin_slot(site, entry, at) == (None, "done")
+
+
+def test_the_next_moment_is_that_of_the_schedule_or_of_a_retry(ledger: Ledger, tmp_path: Path) -> None:
+    site = site_of(ledger, tmp_path, Wall(START))
+    assert next_moment(site, START) == datetime(2026, 11, 21, 0, 30, tzinfo=UTC)
+    with ledger.write() as session:
+        session.add(
+            Slot(job="nightly", scheduled_for=START, state="retry", not_before=START + HOUR, created_at=START)
+        )
+    assert next_moment(site, START) == START + HOUR
+
+
+def test_to_try_again_what_was_not_given_up_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    site = site_of(ledger, tmp_path, Wall(START))
+    with pytest.raises(UserError, match="roll 'R9' has nothing that was given up"):
+        try_again(site, ["R9"])
+    assert try_again(site, None) == []
+    with ledger.write() as session:
+        assert claim(session, Slot, START, site.owner) is None
