@@ -5,7 +5,18 @@ import sys
 
 import typer
 from rollsight.inspect.errors import FAILED, USAGE, UserError
-from rollsight.jobs.commands import compress, explain, judging, labels, models, rolls, scan, training, weak
+from rollsight.jobs.commands import (
+    compress,
+    explain,
+    judging,
+    labels,
+    models,
+    rolls,
+    scan,
+    synth,
+    training,
+    weak,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts it
 
@@ -32,6 +43,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(labels.app, name="labels")
+app.add_typer(synth.app, name="synth")
 
 
 def main() -> None:
@@ -56,7 +68,7 @@ def main() -> None:
         code = FAILED
     if code == INTERRUPTED:
         print(
-            "inspect: interrupted; the same command again goes on (scan, train) or starts over (others)",
+            "inspect: interrupted; the same command goes on (scan, train, synth fit) or starts over (others)",
             file=sys.stderr,
         )
     sys.exit(code or 0)

@@ -82,18 +82,19 @@ def padded(plane: NDArray[np.generic], size: int, constant: int | None = None) -
 
 
 def patch_around(
-    scene: Scene, pixels: NDArray[np.int64], value: int, size: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A patch with one of the pixels (n, 2) near its middle: image and mask of class `value`, (size, size).
+    scene: Scene, pixels: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A patch with one of the pixels (n, 2) near its middle: image and mask, (size, size).
 
-    The patch stays in the image, so its content is never made up; a smaller image is mirrored.
+    The patch stays in the image, so its content is never made up; a smaller image is mirrored, and what is
+    mirrored ignored.
     """
     image, mask = padded(scene.image, size), padded(scene.mask, size, constant=IGNORE)
     reach = int(JITTER * size)
     centre = pixels[rng.integers(len(pixels))] + rng.integers(-reach, reach + 1, size=2)
     y, x = np.clip(centre - size // 2, 0, np.subtract(mask.shape, size)).tolist()
     window = (slice(y, y + size), slice(x, x + size))
-    return image[window].astype(np.float32), (mask[window] == value).astype(np.float32)
+    return image[window].astype(np.float32), mask[window].astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

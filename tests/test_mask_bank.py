@@ -13,7 +13,7 @@ STILL = Deformation(False, False, 1.0, 1.0, 0.0, 0.0, 0)
 
 
 def scene(seed: int = 0) -> Scene:
-    """Gray 0.4 steel of 96 x 96 px: a dark scratch from top to line 60, a bright pit of 9 px, one px alone."""
+    """Gray steel of 96 x 96 px: a dark scratch from the top to line 60, a bright pit, one bright px alone."""
     image = np.random.default_rng(seed).normal(0.4, 0.02, (96, 96)).astype(np.float32)
     mask = np.zeros((96, 96), dtype=np.uint8)
     mask[:60, 30:34], mask[70:79, 60:69], mask[10, 80] = 2, 1, 1

@@ -51,8 +51,8 @@ def test_a_patch_is_a_part_of_its_scene_with_the_defect_near_its_middle():
     scene = Scene(image, mask, "a.png", "a")
 
     for _ in range(20):
-        patch, inside = patch_around(scene, np.argwhere(mask == 2), 2, 32, rng)
-        [(y, x)] = np.argwhere(inside)
+        patch, labels = patch_around(scene, np.argwhere(mask == 2), 32, rng)
+        [(y, x)] = np.argwhere(labels == 2)
         np.testing.assert_array_equal(patch, image[60 - y : 92 - y, 70 - x : 102 - x])
         assert 8 <= y <= 24 and 8 <= x <= 24
 
