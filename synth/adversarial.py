@@ -47,7 +47,7 @@ class FitRecipe:
     contrast_keep: float = 0.8  # of the paste's contrast the loss asks for
     residual_weight: float = 0.5
     variety_weight: float = 5.0
-    variety: float = 0.03  # mean difference inside the gate that two latents shall make
+    variety: float = 0.015  # mean difference inside the gate that two latents shall make
     variety_every: int = 4
     whole: bool = False  # make whole patches instead of editing: the rival
     checkpoint_every: int = 100
@@ -212,13 +212,9 @@ class Adversary:
             loss = loss + recipe.contrast_weight * kept
             figures |= {"change": change.item(), "contrast": kept.item()}
             if step % recipe.variety_every == 0:
-                other = self.editor(
-                    batch.start,
-                    batch.mask,
-                    self._noise(batch.start, draws),
-                    self._latent(len(batch.start), draws),
-                    batch.classes,
-                )
+                # With the same noise: else grain would be the cheapest difference (looked at).
+                apart_from = self._latent(len(batch.start), draws)
+                other = self.editor(batch.start, batch.mask, noise, apart_from, batch.classes)
                 apart = ((made - other).abs() * opened).sum() / opened.sum().clamp(min=1)
                 loss = loss + recipe.variety_weight * F.relu(recipe.variety - apart)
         self._descend(loss, "editor", self.editor)

@@ -40,11 +40,13 @@ class FitData:
     note: str  # what was decided for want of samples, "" where nothing was
 
 
-def fit_data(labels: LabelledData, defect_class: str, *, alone: bool = False, begun: bool = False) -> FitData:
+def fit_data(
+    labels: LabelledData, defect_class: str, *, alone: bool = False, begun: bool = False, fewest: int = FEWEST
+) -> FitData:
     """What a class is learned from: the train split of `labels`, with the other classes unless `alone`.
 
     begun: the fit goes on from another generator. UserError for an unknown class, one without any component
-    of 2 px, or one with too few to learn it alone and from scratch.
+    of 2 px, or one with fewer than `fewest` to learn it alone and from scratch.
     """
     value = class_value(labels.classes, defect_class, labels.root)
     data = labels if is_rolls(labels) else labels.of_split("train")
@@ -59,8 +61,8 @@ def fit_data(labels: LabelledData, defect_class: str, *, alone: bool = False, be
         )
     classes = tuple(n for n in labels.classes if n == defect_class or (counts[n] and not alone))
     note = ""
-    if counts[defect_class] < FEWEST:
-        few = f"class {defect_class!r}: {counts[defect_class]} components, {FEWEST} are needed from scratch"
+    if counts[defect_class] < fewest:
+        few = f"class {defect_class!r}: {counts[defect_class]} components, {fewest} are needed from scratch"
         if len(classes) == 1 and not begun:
             raise UserError(f"{few}: leave --alone out, so that other classes help, or give --init", USAGE)
         help_from = "the generator given" if begun else f"{len(classes) - 1} other classes"
