@@ -144,7 +144,7 @@ def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:
     net.eval()
     for sample in data.samples:
         image, truth = sample.read()
-        logits = _logits(net, image)
+        logits = net_logits(net, image)
         maps = (logits.argmax(axis=0).astype(np.uint8), decide(logits, thresholds)[0])
         whole.add(truth, *maps, sample.group)
         if not (truth == value).any():
@@ -210,7 +210,7 @@ def _plain(value: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _logits(net: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def net_logits(net: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """(K + 1, H, W) of an image (M, H, W), padded to whole cells by reflection as `evaluate` pads it."""
     _, height, width = image.shape
     pad = ((0, 0), (0, up_to_cell(height) - height), (0, up_to_cell(width) - width))

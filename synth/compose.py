@@ -111,8 +111,8 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: 
         on_steel, inside = pasted(start, mark, place, poisson=order.method == "poisson")
         if narrow(inside):
             continue
-        at_home = _contrast(mark.image, mark.inside)
-        here = _contrast(on_steel, inside)
+        at_home = contrast_at(mark.image, mark.inside)
+        here = contrast_at(on_steel, inside)
         spread = float(image[_around(inside)].std())
         if here * np.sign(at_home) < min(VISIBLE * spread, abs(at_home)) or (
             here * np.sign(at_home) < PASTE_KEEP * abs(at_home)
@@ -180,7 +180,8 @@ def _around(inside: Bools) -> Bools:
     return ring
 
 
-def _contrast(image: Plane, inside: Bools) -> float:
+def contrast_at(image: Plane, inside: Bools) -> float:
+    """Mean gray of a mark's px less that of its ring, 0 without a ring: both (H, W)."""
     around = _around(inside)
     if not around.any():
         return 0.0

@@ -1,4 +1,4 @@
-"""`inspect synth fit`, `make` and `prove`."""
+"""`inspect synth fit`, `make`, `check` and `prove`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -167,6 +167,52 @@ def make(
         ("attempts rejected", "n"),
         rows,
     )
+
+
+@app.command()
+def check(
+    made: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `inspect synth make` wrote.")],
+    labels: Annotated[Path, typer.Option(help="The labelled data that its defects come from.")],
+    steps: Annotated[
+        int, typer.Option(min=0, help="Steps of each of two cross-fitted segmenters; 0: without them.")
+    ] = 600,
+    keep: Annotated[
+        Path | None, typer.Option(help="New folder for the samples that the check does not drop.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="The page. Default: DIR.check.html.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Look for labels that do not hold, for copies and for sameness in DIR; writes a page with a blind test.
+
+    The segmenters are cross-fitted: each sample is judged by one that never saw the images it is made of.
+    """
+    import tempfile
+
+    import torch
+    from rollsight.inspect.labels import open_labels
+    from rollsight.jobs import console
+    from rollsight.jobs.cluster import slots
+    from rollsight.synth.check_page import told, write_page
+    from rollsight.synth.realism import check_set, write_kept
+
+    if keep is not None and keep.exists():
+        raise UserError(f"{keep} is there already: give the name of a new folder", USAGE)
+    torch.set_num_threads(threads or slots())
+    with (
+        tempfile.TemporaryDirectory() as run,
+        console.count_progress("cross-fitted segmenters", "steps") as on_step,
+    ):
+        found = check_set(made, open_labels(labels), Path(run), steps=steps, seed=seed, on_step=on_step)
+    page = page or made.with_name(f"{made.name}.check.html")
+    write_page(page, found, f"Check of {made.name}", seed)
+    kept = write_kept(made, found, keep) if keep is not None else None
+    if as_json:
+        console.emit({**found.figures, "page": str(page), "written": kept})
+        return
+    console.show_table(f"{made}", ("figure", "value"), told(found.figures))
+    console.say(f"page: {page}")
 
 
 @app.command()
