@@ -52,7 +52,7 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"dropped: {why}", str(n)) for why, n in figures["dropped"].items()]
     rows.append(("least contrast kept, of the paste's", _number(figures["least_contrast_kept"])))
     for name, of in figures["kid"].items():
-        what = f"distance to held-out defects (KID of Lite0 features x 1000): {name}"
+        what = f"distance to held-out defects (KID of Lite0 features): {name}"
         rows.append((what, f"{_number(of['mean'])} ± {_number(of['spread'])}"))
     rows.append(
         (

@@ -51,7 +51,7 @@ class Features:
 
 
 def kid(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """Kernel distance between sets of features (n, D) and (m, D): mean and spread over subsets, times 1000.
+    """Kernel distance between sets of features (n, D) and (m, D): mean and spread over subsets.
 
     Unbiased squared MMD with the cubic kernel (Binkowski et al. 2018, arXiv:1801.01401, sec. 4): about 0 for
     two sets of one distribution. nan where a set has fewer than 4.
@@ -61,7 +61,7 @@ def kid(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) 
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     values = [
-        1000 * _mmd2(*(of[rng.choice(len(of), size, replace=False)] for of in (first, second)))
+        _mmd2(*(of[rng.choice(len(of), size, replace=False)] for of in (first, second)))
         for _ in range(SUBSETS)
     ]
     return float(np.mean(values)), float(np.std(values))

@@ -27,7 +27,8 @@ STRETCH = 0.15  # spread of the logarithm of length over width
 TILT = 0.06  # rad: limit of the turn
 BEND = 0.02  # of the length: how far the middle of a mark is moved sideways, at most
 WOBBLE_PX = 0.35  # of elastic displacement, correlated over 16 px
-BLEND_SHARE = 0.25  # of the marks that take half of their outline from another
+BLEND_SHARE = 0.25  # of the marks that take up to half of their outline from another
+ALIKE = 0.35  # largest difference of the logarithms of `_shape` for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class MaskBank:
             raise UserError(
                 f"class {defect_class!r}: no component of 2 px or wider in the train split: label some", USAGE
             )
+        self._shapes = [_shape(mark.inside) for mark in self.marks]
         # Log-normal in the side of a square of the same area, px (mm, where a px is one size for all).
         sides = np.log([np.sqrt(mark.inside.sum()) for mark in self.marks])
         self.log_side = (float(sides.mean()), float(sides.std()))
@@ -135,10 +137,23 @@ class MaskBank:
             float(rng.uniform(-BEND, BEND)),
             int(rng.integers(2**31)),
         )
-        if len(self.marks) > 1 and rng.random() < BLEND_SHARE:
-            partner = int(rng.integers(len(self.marks) - 1))
-            how = replace(how, partner=partner + (partner >= number), share=float(rng.uniform(0.2, 0.5)))
+        if rng.random() < BLEND_SHARE and (alike := self._alike(number)):
+            partner = alike[int(rng.integers(len(alike)))]
+            how = replace(how, partner=partner, share=float(rng.uniform(0.2, 0.5)))
         return number, how
+
+    def _alike(self, number: int) -> list[int]:
+        """The other marks with much the same proportions, fill of their box and ends at borders.
+
+        Outlines of others made diamonds that no defect is (looked at).
+        """
+        return [
+            other
+            for other, mark in enumerate(self.marks)
+            if other != number
+            and mark.cut == self.marks[number].cut
+            and (np.abs(self._shapes[other] - self._shapes[number]) < ALIKE).all()
+        ]
 
     def deformed(self, number: int, how: Deformation) -> Mark:
         """The mark as the deformation makes it; its sizes are those of the new image."""
@@ -223,6 +238,13 @@ def dressed(mark: Mark, outline: Bools) -> Mark:
             nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
             image[missing] = mark.image[tuple(nearest[:, missing])]
     return replace(mark, image=image, inside=outline, own=mark.own)
+
+
+def _shape(inside: Bools) -> NDArray[np.float64]:
+    """Logarithms of a mark's height over width, and of the share of its box that it fills: (2,)."""
+    ys, xs = np.nonzero(inside)
+    height, width = np.ptp(ys) + 1, np.ptp(xs) + 1
+    return np.log([height / width, len(ys) / (height * width)])
 
 
 def _signed(inside: Bools) -> Plane:

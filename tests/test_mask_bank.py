@@ -144,3 +144,17 @@ def test_gradients_of_a_constant_leave_the_steel_as_it_was():
     drawn = by_gradients(steel, np.full_like(steel, 0.1), np.ones_like(inside), inside)
 
     np.testing.assert_allclose(drawn, steel, atol=1e-5)  # a linear slope is harmonic
+
+
+def test_an_outline_is_taken_from_a_mark_of_the_same_proportions_only():
+    wide = scene(2)
+    wide.mask[:] = 0
+    wide.mask[40:44, 10:70] = 2  # a scratch across the strip
+    bank = MaskBank(marks_of([scene(0), scene(1), wide], CLASSES), "scratch")
+
+    partners = {number: set() for number in range(3)}
+    for seed in range(200):
+        number, how = bank.draw(np.random.default_rng(seed))
+        partners[number].add(how.partner)
+
+    assert partners == {0: {-1, 1}, 1: {-1, 0}, 2: {-1}}

@@ -40,7 +40,7 @@ def test_the_kernel_distance_is_0_within_a_distribution_and_grows_with_the_shift
     rng = np.random.default_rng(0)
     one, same, far = (rng.normal(shift, 1, (200, 16)) for shift in (0, 0, 1))
 
-    assert abs(kid(one, same)[0]) < 3 * kid(one, same)[1] / math.sqrt(50) + 50
+    assert abs(kid(one, same)[0]) < 3 * kid(one, same)[1] / math.sqrt(50) + 0.05
     assert kid(one, far)[0] > 20 * abs(kid(one, same)[0])
     assert math.isnan(kid(one[:3], far)[0])
 
