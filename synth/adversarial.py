@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from rollsight.inspect.checkpoints import CURVE, add_to_curve, save_tensors
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
 from rollsight.synth.gan import LATENT, Editor, Judge, Widths, contrast, gate
 from rollsight.synth.patch_batches import Batch, PatchSampler
+from rollsight.synth.shaking import Shake, shake
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -24,73 +26,6 @@ FIGURES = ("d_loss", "g_loss", "r1", "r2", "change", "contrast", "gap", "overfit
 # Weights that hold one row or column for each class: axis, and what stands before the first.
 BY_CLASS = {"by_class.weight": (0, 0), "style.0.weight": (1, LATENT)}
 LARGEST_CHANCE = 0.8  # of an augmentation; ADA without a limit ran to 34 (stylegan3-fun #5)
-
-
-@dataclass(frozen=True, slots=True)
-class FitRecipe:
-    """How an editor is fitted; all of it is on its card."""
-
-    preset: str = "cpu-64"
-    steps: int = 2000
-    size_px: int = 64  # of a patch
-    editor: tuple[int, ...] = (24, 48, 64)  # channels by level
-    judge: tuple[int, ...] = (24, 48, 64, 96)
-    batch: int = 8
-    learning_rate: tuple[float, float] = (1e-3, 3e-4)  # first and last, cosine
-    editor_rate: float = 0.5  # its learning rate, of the discriminator's
-    second_moment: tuple[float, float] = (0.9, 0.99)  # Adam's beta 2, first and last
-    gamma: float = 0.5  # of R1 + R2 at the start, at 64 px; the controller moves it
-    penalty_every: int = 3  # steps, times which the penalty counts (lazy: arXiv:1912.04958, sec. 3.1)
-    ema_half_life: int = 70  # steps
-    rare_share: float = 0.6  # of a batch that is of the class asked for, where others help
-    contrast_weight: float = 5.0
-    contrast_keep: float = 0.8  # of the paste's contrast the loss asks for
-    residual_weight: float = 0.5
-    variety_weight: float = 5.0
-    variety: float = 0.015  # mean difference inside the gate that two latents shall make
-    variety_every: int = 4
-    whole: bool = False  # make whole patches instead of editing: the rival
-    checkpoint_every: int = 100
-    seed: int = 0
-
-
-PRESETS = {
-    "cpu-64": FitRecipe(),
-    # Sizes and rates as R3GAN's, by its rules; no GPU was at hand to run them on.
-    "gpu-128": FitRecipe(
-        preset="gpu-128",
-        steps=50_000,
-        size_px=128,
-        editor=(64, 96, 128, 192),
-        judge=(64, 96, 128, 192, 256),
-        batch=64,
-        learning_rate=(2e-4, 5e-5),
-        ema_half_life=1000,
-        checkpoint_every=1000,
-    ),
-    "gpu-256": FitRecipe(
-        preset="gpu-256",
-        steps=100_000,
-        size_px=256,
-        editor=(48, 64, 96, 128, 192),
-        judge=(48, 64, 96, 128, 192, 256),
-        batch=32,
-        learning_rate=(2e-4, 5e-5),
-        ema_half_life=1000,
-        checkpoint_every=1000,
-    ),
-}
-
-
-def check_fit_recipe(recipe: FitRecipe) -> None:
-    """Refuse, as UserError, what cannot be followed."""
-    widths = Widths(recipe.editor, recipe.judge)
-    if recipe.size_px < 32 or recipe.size_px % max(widths.stride, 2 ** len(recipe.judge)):
-        raise UserError(
-            f"patches of {recipe.size_px} px: a multiple of {2 ** len(recipe.judge)} is needed", USAGE
-        )
-    if recipe.steps < 1 or recipe.batch < 2:
-        raise UserError(f"{recipe.steps} steps of {recipe.batch}: at least 1 step of 2 patches", USAGE)
 
 
 @dataclass(slots=True)
@@ -174,7 +109,7 @@ class Adversary:
             "chance": self.control.chance,
         }
 
-    def _judge_step(self, batch: Batch, noise: Tensor, latent: Tensor, shaken: "Shake") -> dict[str, float]:
+    def _judge_step(self, batch: Batch, noise: Tensor, latent: Tensor, shaken: Shake) -> dict[str, float]:
         recipe, step = self.recipe, self.control.step
         with torch.no_grad():
             made = self.editor(batch.start, batch.mask, noise, latent, batch.classes)
@@ -194,7 +129,7 @@ class Adversary:
         return figures
 
     def _editor_step(
-        self, batch: Batch, noise: Tensor, latent: Tensor, shaken: "Shake", draws: torch.Generator
+        self, batch: Batch, noise: Tensor, latent: Tensor, shaken: Shake, draws: torch.Generator
     ) -> dict[str, float]:
         recipe, step = self.recipe, self.control.step
         self.judge.requires_grad_(False)
@@ -417,38 +352,3 @@ def contrast_loss(start: Tensor, made: Tensor, mask: Tensor, keep: float) -> Ten
     before, after = contrast(start, mask), contrast(made, mask)
     kept = after * torch.where(before < 0, -1.0, 1.0)
     return (F.relu(keep * before.abs() - kept) / (before.abs() + 0.02)).mean()
-
-
-# -- augmentation of what the discriminator sees ------------------------------------------------------------
-
-
-class Shake:
-    """One random affine and light for each sample of a batch, on image and mask alike."""
-
-    def __init__(self, theta: Tensor, gain: Tensor, shift: Tensor) -> None:
-        self._theta, self._gain, self._shift = theta, gain, shift
-
-    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        grid = F.affine_grid(self._theta, list(image.shape), align_corners=False)
-        image, mask = (
-            F.grid_sample(t, grid, padding_mode="reflection", align_corners=False) for t in (image, mask)
-        )
-        middle = image.mean(dim=(2, 3), keepdim=True)
-        return (image - middle) * self._gain + middle + self._shift, mask
-
-
-def shake(n: int, chance: float, draws: torch.Generator, device: torch.device) -> Shake:
-    """Flips, shifts by up to an eighth, gray and contrast, each with that chance: DiffAugment's.
-
-    Zhao et al. 2020, arXiv:2006.10738; without its cutout of a half, which would cut the defect out. Flips
-    always: they are exact and keep the rolling direction.
-    """
-    u = torch.rand(n, 8, generator=draws)
-    flips = torch.where(u[:, :2] < 0.5, -1.0, 1.0)
-    moved = torch.where(u[:, 2:3] < chance, (u[:, 3:5] - 0.5) / 2, torch.zeros(()))  # of half a side
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = flips[:, 0], flips[:, 1], moved
-    light = u[:, 5] < chance
-    gain = torch.where(light, 0.75 + 0.5 * u[:, 6], torch.ones(()))[:, None, None, None]
-    shift = torch.where(light, 0.3 * (u[:, 7] - 0.5), torch.zeros(()))[:, None, None, None]
-    return Shake(theta.to(device), gain.to(device), shift.to(device))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData, describe, is_rolls
-from rollsight.synth.adversarial import STATE, Adversary, FitRecipe, fit, read_state
+from rollsight.synth.adversarial import STATE, Adversary, fit, read_state
+from rollsight.synth.fit_recipe import FitRecipe
 from rollsight.synth.gan import LATENT
 from rollsight.synth.generator import WEIGHTS, Generator, recipe_json, save_generator
 from rollsight.synth.mask_bank import marks_of

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rollsight.inspect.checkpoints import CURVE, save_tensors
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labelled_folder import whole_folder
-from rollsight.synth.adversarial import FitRecipe, check_fit_recipe, read_state
+from rollsight.synth.adversarial import read_state
+from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
 from rollsight.synth.gan import LATENT, Editor, Widths, contrast, limited
 from rollsight.synth.mask_bank import Mark, MaskBank
 from torch import Tensor

@@ -19,7 +19,6 @@ from rollsight.inspect.checkpoints import load_weights, save_weights
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData
 from rollsight.inspect.nets import NETS
-from rollsight.synth.adversarial import PRESETS, FitRecipe
 from rollsight.synth.arms import (
     ARMS,
     BASE,
@@ -36,6 +35,7 @@ from rollsight.synth.arms import (
     synthetic,
 )
 from rollsight.synth.draws import Rarity
+from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator
 

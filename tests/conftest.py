@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from rollsight.inspect.models import Model, save_model
 from rollsight.inspect.nets import NETS
-from rollsight.synth.adversarial import FitRecipe
+from rollsight.synth.fit_recipe import FitRecipe
 from torch import nn
 
 CARD = {

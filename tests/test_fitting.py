@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
-from rollsight.synth.adversarial import STATE, FitRecipe, check_fit_recipe, read_state
+from rollsight.synth.adversarial import STATE, read_state
+from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import WEIGHTS, open_generator
 
@@ -32,7 +33,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from rollsight.inspect.labels import open_labels
-from rollsight.synth.adversarial import FitRecipe
+from rollsight.synth.fit_recipe import FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 recipe = FitRecipe(
     steps=6, size_px=32, editor=(8, 12), judge=(8, 12, 16), batch=2, checkpoint_every=2, penalty_every=2

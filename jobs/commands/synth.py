@@ -54,8 +54,8 @@ def fit(
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
-    from rollsight.synth.adversarial import PRESETS
     from rollsight.synth.backgrounds import open_backgrounds
+    from rollsight.synth.fit_recipe import PRESETS
     from rollsight.synth.fitting import fit_data, fit_generator
     from rollsight.synth.generator import open_generator
 
