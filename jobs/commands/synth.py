@@ -74,13 +74,20 @@ def fit(
     )
     begun = None if init is None else open_generator(plant.generator_path(init))
     with console.count_progress(f"fit {name or defect_class}", "steps") as on_done:
+
+        def tell(step: int, figures: dict[str, float]) -> None:
+            on_done(step, recipe.steps)
+            if step % recipe.checkpoint_every == 0:
+                names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
+                console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
+
         generator = fit_generator(
             found,
             plant.generator_path(name or defect_class),
             recipe,
             backgrounds=steel,
             init=begun,
-            on_step=lambda step, _: on_done(step, recipe.steps),
+            on_step=tell,
         )
     assert generator is not None  # it was not stopped
     card = generator.card
