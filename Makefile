@@ -40,8 +40,8 @@ types: .venv/.dev
 	touch $@
 
 # Each claim is a script that writes bench/results/NAME.json; RESULTS.md is made from those. Those that train for
-# hours are started by hand: trainings.py (a queue that goes on where it stopped), weak.py, modality.py.
-TRAINING := bench/trainings.py bench/weak.py bench/modality.py
+# hours are started by hand: trainings.py and synth_lift.py (queues that go on where they stopped), weak.py, modality.py.
+TRAINING := bench/trainings.py bench/weak.py bench/modality.py bench/synth_lift.py
 BENCHES := $(filter-out bench/report.py bench/_% $(TRAINING),$(wildcard bench/*.py))
 bench: .venv/.dev
 	set -e; for script in $(BENCHES); do echo "$$script"; ROLLSIGHT_DATA=$(DATA) $(BIN)/python $$script; done
@@ -70,7 +70,7 @@ $(PLANT)/rolls/train-%.zarr: | .venv/.runtime
 	$(BIN)/inspect simulate train-$* --length-m 10 --seed 1$* --density 3 --no-lamp-failure --home $(PLANT)
 
 $(FIRST)/card.json: | .venv/.runtime $(TRAIN_ROLLS)
-	$(BIN)/inspect train hot-strip-0 $(SOURCES) --steps 1700 --small-weight 0.5
+	$(BIN)/inspect train hot-strip-0 $(SOURCES) --steps 1700 --small-weight 0.5 --fresh-rate 1
 
 $(SECOND)/card.json: | $(FIRST)/card.json
 	$(BIN)/inspect train hot-strip-1 $(SOURCES) --init hot-strip-0 --exhaustive $(NEU) \

@@ -41,12 +41,12 @@ def save_checkpoint(
     tensors |= {f"average.{name}": t for name, t in average.state_dict().items()}
     for index, values in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(t) for name, t in values.items()}
-    _save(path, tensors, {"identity": identity, "progress": json.dumps(asdict(progress))})
+    save_tensors(path, tensors, {"identity": identity, "progress": json.dumps(asdict(progress))})
 
 
 def save_weights(path: Path, net: nn.Module) -> None:
     """The weights of a net, put in place by rename."""
-    _save(path, net.state_dict(), {})
+    save_tensors(path, net.state_dict(), {})
 
 
 def load_weights(path: Path, net: nn.Module) -> None:
@@ -54,7 +54,8 @@ def load_weights(path: Path, net: nn.Module) -> None:
     net.load_state_dict(load_file(path))
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """One safetensors file, durable and put in place by rename."""
     temporary = path.with_suffix(".tmp")
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     save_file(whole, temporary, metadata=metadata)

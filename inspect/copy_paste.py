@@ -54,20 +54,16 @@ def paste(crop: Crop, component: Component, origin: TrainingImage, rng: np.rando
 
     image = turned(origin.image[:, *box].astype(np.float32))
     own, inside = turned(inside | (origin.mask[box] == 0)), turned(inside)
-    distance = ndimage.distance_transform_edt(~inside)
+    near = ndimage.distance_transform_edt(~inside) <= RING
     height, width = inside.shape
     for _ in range(TRIES):
         y, x = rng.integers(np.subtract(crop.mask.shape, inside.shape) + 1).tolist()
         window = (slice(y, y + height), slice(x, x + width))
-        if not crop.mask[window][distance <= RING].any():
+        if not crop.mask[window][near].any():
             break
     else:
         return crop
-    under = crop.image[:, *window]
-    ring = own & ~inside & (distance <= RING)  # without its other defects, which no label would tell of
-    shift = (under[:, ring] - image[:, ring]).mean(axis=1) if ring.any() else np.zeros(len(image))
-    blend = np.where(own, (1 - distance / RING).clip(0, 1), 0).astype(np.float32)
-    drawn = under + blend * (image + shift[:, None, None].astype(np.float32) - under)
+    drawn, ring = blended(crop.image[:, *window], image, own, inside)
     image, mask, weights = crop.image.copy(), crop.mask.copy(), crop.weight.copy()
     image[:, *window], mask[window][inside], weights[window][ring | inside] = (
         drawn.clip(0, 1),
@@ -78,6 +74,25 @@ def paste(crop: Crop, component: Component, origin: TrainingImage, rng: np.rando
     if regions is not None:
         regions = np.where(_nearer(crop.mask, window, inside), len(crop.areas), regions)
     return Crop(image, mask, weights, regions, np.append(crop.areas, inside.sum()))
+
+
+def blended(
+    under: NDArray[np.float32],
+    image: NDArray[np.float32],
+    own: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A component on other steel: (M, h, w), and the ring around it that fades into that steel, (h, w).
+
+    under (M, h, w) is the steel, image (M, h, w) where the component comes from, inside (h, w) the component,
+    own (h, w) it and its background: other defects there are not taken along, since no label would tell.
+    """
+    distance = ndimage.distance_transform_edt(~inside)
+    ring = own & ~inside & (distance <= RING)
+    shift = (under[:, ring] - image[:, ring]).mean(axis=1) if ring.any() else np.zeros(len(image))
+    blend = np.where(own, (1 - distance / RING).clip(0, 1), 0).astype(np.float32)
+    drawn = under + blend * (image + shift[:, None, None].astype(np.float32) - under)
+    return drawn.astype(np.float32, copy=False), ring
 
 
 def _nearer(

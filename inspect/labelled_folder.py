@@ -87,12 +87,13 @@ def write_labels(
     untouched: bool = False,
     on_fault: OnFault = refuse,
     on_image: Callable[[int, int], None] | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> Written:
     """Write the new folder `out`: `<split>/images`, `<split>/masks`, classes.json, manifest.csv.
 
     Image files keep their bytes. Proposals that nobody has looked at are left out unless `untouched`. With
     another `on_fault` every fault is told to it first; then too a single one ends in a UserError, and there
-    is no folder.
+    is no folder. `beside` gets the hidden folder when all images are in it, to add files of its own.
     """
     faults = 0
 
@@ -135,6 +136,8 @@ def write_labels(
         with (staging / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([MANIFEST, *sorted(rows)])
         (staging / "classes.json").write_text(json.dumps(incoming.classes), encoding="utf-8")
+        if beside is not None:
+            beside(staging)
     return Written({split: counts[split] for split in SPLITS if split in counts}, left_out)
 
 

@@ -11,7 +11,7 @@ from rollsight.inspect.rolls import Roll, check_roll_id, open_roll, roll_path
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """`home/rolls`, `home/models`, `home/runs`; made on first use."""
+    """`home/rolls`, `home/models`, `home/generators`, `home/runs`; made on first use."""
 
     home: Path
 
@@ -22,6 +22,11 @@ class Plant:
     @property
     def models(self) -> Path:
         return self._folder("models")
+
+    def generator_path(self, name: str) -> Path:
+        """Where the generator of synthetic defects is, or would be; UserError for a name that leaves it."""
+        check_roll_id(name)  # the same letters
+        return self._folder("generators") / name
 
     def roll_path(self, roll_id: str) -> Path:
         """Where the roll is, or would be; UserError for an id that could leave the folder."""

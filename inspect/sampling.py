@@ -58,10 +58,14 @@ class _Pools:
 class Sampler:
     """The batches of a training."""
 
-    def __init__(self, sources: Sequence[Source], recipe: Recipe) -> None:
-        """UserError where no source has what the recipe asks for."""
+    def __init__(self, sources: Sequence[Source], recipe: Recipe, until: Sequence[float] = ()) -> None:
+        """until: share of the steps after which each source is drawn no more, 1 by default.
+
+        UserError where no source has what the recipe asks for.
+        """
         self.sources, self.recipe = sources, recipe
         self.bounds = share_bounds([source.share for source in sources], recipe)
+        self._until = list(until) or [1.0] * len(sources)
         self._pools = [_pools(source, recipe) for source in sources]
         self._pipeline = augment.augmentations(recipe.light_gradient, recipe.warped)
         if recipe.modality_dropout and len(sources[0].images[0].image) == 1:
@@ -84,7 +88,7 @@ class Sampler:
     def crops(self, step: int) -> list[Crop]:
         """The crops of a step, from 0, canvas by canvas, as they are before any augmentation."""
         rng = np.random.default_rng([self.recipe.seed, step])
-        return [self._crop(index, rng) for index in self._canvases() for _ in range(self.recipe.mosaic**2)]
+        return [self._crop(i, rng) for i in self._canvases(step) for _ in range(self.recipe.mosaic**2)]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, from 0."""
@@ -98,14 +102,23 @@ class Sampler:
         images, labels, *planes = augment.augment(self._pipeline, images, labels, *planes)
         images = mosaics(_without_modes(images, recipe, step), recipe.mosaic)
         labels, *planes = (mosaics(plane[:, None], recipe.mosaic)[:, 0] for plane in (labels, *planes))
-        labelled = torch.from_numpy(np.stack([self.sources[index].labelled for index in self._canvases()]))
+        labelled = torch.from_numpy(
+            np.stack([self.sources[index].labelled for index in self._canvases(step)])
+        )
         carried = planes[1].long() if regions is not None else None
         return Batch(images, labels, planes[0], labelled, carried, torch.from_numpy(areas).float())
 
-    def _canvases(self) -> list[int]:
-        """The source of each canvas of a batch."""
+    def bounds_at(self, step: int) -> list[int]:
+        """The first canvas after those of each source that is drawn at a step: a batch may get smaller."""
+        counts = np.diff(self.bounds, prepend=0)
+        drawn = [step < share * self.recipe.steps for share in self._until]
+        bounds: list[int] = np.cumsum(counts[drawn]).tolist()
+        return bounds
+
+    def _canvases(self, step: int) -> list[int]:
+        """The source of each canvas of a step's batch."""
         sources: list[int] = np.searchsorted(self.bounds, np.arange(self.bounds[-1]), side="right").tolist()
-        return sources
+        return [i for i in sources if step < self._until[i] * self.recipe.steps]
 
     def _crop(self, index: int, rng: np.random.Generator) -> Crop:
         """A crop of the source of that index."""

@@ -49,6 +49,7 @@ def train(
     *,
     shares: Sequence[float] = (),
     exhaustive: Sequence[bool] = (),
+    until: Sequence[float] = (),
     val: Sequence[LabelledData] = (),
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     stop_after: int | None = None,
@@ -62,12 +63,14 @@ def train(
     recipe and data goes on where it stopped, another is refused. `shares` weighs the sources in each batch,
     equal by default. `exhaustive` says for each source whether its background is free of the classes that
     it does not label too; by default it is not, and they count as background there
-    (`losses.merge_unlabelled`). `val` is what `recipe.patience` judges by. `stop_after` ends the run at a
-    step, as a kill would, with its checkpoint. `autocast` None means where it was found faster: CUDA, and
-    CPUs with bf16. `init` is a net to begin from, `teacher` one to learn from as well, each with its
-    classes. Raises UserError for data that cannot be trained on.
+    (`losses.merge_unlabelled`). `until` is the share of the steps after which each source is drawn no
+    more, 1 by default: synthetic data ends before the last steps, which are on real data. `val` is what
+    `recipe.patience` judges by. `stop_after` ends the run at a step, as a kill would, with its checkpoint.
+    `autocast` None means where it was found faster: CUDA, and CPUs with bf16. `init` is a net to begin
+    from, `teacher` one to learn from as well, each with its classes. Raises UserError for data that cannot
+    be trained on.
     """
-    _check(data, recipe, shares, val)
+    _check(data, recipe, shares, until, val)
     classes = model_classes(data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = _begin(recipe, classes, init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,7 +78,7 @@ def train(
     sources = read_sources(data, classes, recipe, shares, exhaustive)
     if init is None:
         check_enough(sources, classes, recipe.fewest)
-    sampler = Sampler(sources, recipe)
+    sampler = Sampler(sources, recipe, until)
     held = read_held(val, classes) if recipe.patience else []
     average = AveragedModel(
         net,
@@ -86,6 +89,8 @@ def train(
     groups = _parameter_groups(net, recipe, ("",) if init is not None else net.pretrained)
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     identity = _identity(data, recipe, shares, exhaustive, val)
+    if until:  # a training without it stays the one it was
+        identity["until"] = list(until)
     run.mkdir(parents=True, exist_ok=True)
     progress = resume(run / CHECKPOINT, json.dumps(identity), net, average, optimiser)
     (run / CONFIG).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
@@ -102,7 +107,7 @@ def train(
         with mixed():
             outputs = net.auxiliary(batch.images) if recipe.deep_supervision else [net(batch.images)]
             taught = lesson(batch.images) if lesson is not None else None
-        loss, terms = objective(outputs, batch, recipe, step, sampler.bounds.tolist(), taught)
+        loss, terms = objective(outputs, batch, recipe, step, sampler.bounds_at(step), taught)
         _descend(loss, net, optimiser, run, step)
         average.update_parameters(net)
         rows.append({"loss": loss.item(), **{name: term.item() for name, term in terms.items()}})
@@ -169,7 +174,11 @@ class _Lesson:
 
 
 def _check(
-    data: Sequence[LabelledData], recipe: Recipe, shares: Sequence[float], val: Sequence[LabelledData]
+    data: Sequence[LabelledData],
+    recipe: Recipe,
+    shares: Sequence[float],
+    until: Sequence[float],
+    val: Sequence[LabelledData],
 ) -> None:
     """Refuse what needs no look at the images."""
     check_recipe(recipe, len(data))
@@ -178,6 +187,12 @@ def _check(
             f"{len(shares)} shares for {len(data)} sources: give one positive share for each", USAGE
         )
     share_bounds(shares or [1.0] * len(data), recipe)
+    if until and (len(until) != len(data) or not 0 < min(until) <= max(until) == 1):
+        raise UserError(
+            f"until {', '.join(f'{share:g}' for share in until)} for {len(data)} sources: give each the "
+            "share of the steps that it is drawn in, above 0, and at least one of them 1",
+            USAGE,
+        )
     if recipe.patience and not val:
         raise UserError(
             f"patience is {recipe.patience}, but no source has a val split to judge by: set it to 0", USAGE

@@ -14,6 +14,7 @@ from rollsight.jobs.commands import (
     models,
     rolls,
     scan,
+    synth,
     training,
     weak,
 )
@@ -44,6 +45,7 @@ app.add_typer(labels.app, name="labels")
 app.add_typer(jobs_more.app, name="jobs")
 app.add_typer(rolls.app, name="rolls")
 app.add_typer(models.app, name="models")
+app.add_typer(synth.app, name="synth")
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
         code = FAILED
     if code == INTERRUPTED:
         print(
-            "inspect: interrupted; the same command again goes on (scan, train) or starts over (others)",
+            "inspect: interrupted; the same command goes on (scan, train, synth fit) or starts over (others)",
             file=sys.stderr,
         )
     sys.exit(code or 0)

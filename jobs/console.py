@@ -20,6 +20,11 @@ def error(fault: UserError) -> None:
     print(f"inspect: {fault}", file=sys.stderr)
 
 
+def note(line: str) -> None:
+    """What a user should know and need not act on: on stderr, beside the result."""
+    print(f"inspect: {line}", file=sys.stderr, flush=True)
+
+
 def emit(result: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
     print(json.dumps(result, allow_nan=False), flush=True)

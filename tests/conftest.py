@@ -21,6 +21,7 @@ from rollsight.inspect.models import Model, save_model
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.plant import Plant
 from rollsight.jobs.ledger.database import Ledger, open_ledger
+from rollsight.synth.fit_recipe import FitRecipe
 from torch import nn
 
 if TYPE_CHECKING:
@@ -108,3 +109,37 @@ def ledger(ledger_address: str, tmp_path: Path) -> Iterator[Ledger]:
     opened = open_ledger(ledger_address, Plant(tmp_path))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def few_scenes(tmp_path_factory) -> Path:
+    """Eight noisy scenes of 96 x 90 px: dark scratches from the top, bright pits; two are val and test.
+
+    Read them, do not change them.
+    """
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(8):
+        image, mask = rng.normal(110, 4, (96, 90)), np.zeros((96, 90), dtype=np.uint8)
+        x = int(rng.integers(60, 80))
+        if i % 2:
+            mask[: 40 + i, x : x + 3], image[: 40 + i, x : x + 3] = 2, 50
+        else:
+            mask[70:78, x : x + 7], image[70:78, x : x + 7] = 1, 210
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / f"{i}.png")
+        Image.fromarray(mask).save(root / f"{i}_mask.png")
+        rows.append((f"{i}.png", f"{i}_mask.png", ("val", "test")[i - 6] if i > 5 else "train", f"piece-{i}"))
+    with (root / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "mask", "split", "group"), *rows])
+    (root / "classes.json").write_text(json.dumps(["pit", "scratch"]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_fit() -> FitRecipe:
+    """A fit of seconds."""
+    return FitRecipe(
+        steps=6, size_px=32, editor=(8, 12), judge=(8, 12, 16), batch=2, checkpoint_every=2, penalty_every=2
+    )

@@ -22,6 +22,12 @@ def train(
         list[Path] | None,
         typer.Option(help="A --data whose background is free of the other sources' classes too."),
     ] = None,
+    until: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Share of the steps that each --data is drawn in; synthetic data: 0.9. Default: 1."
+        ),
+    ] = None,
     net: Annotated[
         str, typer.Option(help="fcn, unet, unet_lite, deeplabv3plus, mobile or fast.", rich_help_panel=NET)
     ] = "unet_lite",
@@ -183,6 +189,7 @@ def train(
             recipe,
             shares=share or (),
             exhaustive=[path in (exhaustive or ()) for path in data],
+            until=until or (),
             notes=note or (),
             init=None if init is None else plant.model(init),
             teacher=None if teacher is None else plant.model(teacher),

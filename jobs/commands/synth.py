@@ -1,0 +1,310 @@
+"""`inspect synth fit`, `make`, `check` and `prove`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rollsight.inspect.errors import USAGE, UserError
+from rollsight.jobs.commands.options import Home, Json
+
+app = typer.Typer(help="Make labelled defects of a class that is too rare to learn.", no_args_is_help=True)
+
+DefectClass = Annotated[str, typer.Argument(metavar="CLASS", help="Name of the rare class.")]
+Labels = Annotated[Path, typer.Option(help="Labelled data that holds the class; its train split is used.")]
+Steel = Annotated[
+    list[Path] | None,
+    typer.Option(help="Clean steel: a folder of clean images, labelled data, or rolls; may be repeated."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
+
+
+@app.command()
+def fit(
+    defect_class: DefectClass,
+    labels: Labels,
+    backgrounds: Steel = None,
+    name: Annotated[str | None, typer.Option(help="Name of the generator. Default: the class.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="cpu-64, gpu-128 or gpu-256: patch, nets and steps.")
+    ] = "cpu-64",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps. Default: the preset's.")] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Learn from this class only; others help by default.")
+    ] = False,
+    init: Annotated[str | None, typer.Option(help="Generator to begin from, of the same preset.")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="A rival: make whole patches instead of editing clean steel.")
+    ] = False,
+    contrast_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the contrast-keeping loss; 0 also lifts its limit.")
+    ] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    threads: Threads = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a generator of CLASS: an editor that makes a pasted defect belong on the steel it was put on.
+
+    Interrupted, the same command goes on, with the same bits in the end.
+    """
+    from dataclasses import replace
+
+    import torch
+    from rollsight.inspect.labels import open_labels
+    from rollsight.inspect.plant import open_plant
+    from rollsight.jobs import console
+    from rollsight.jobs.cluster import slots
+    from rollsight.synth.backgrounds import open_backgrounds
+    from rollsight.synth.fit_recipe import PRESETS
+    from rollsight.synth.fitting import fit_data, fit_generator
+    from rollsight.synth.generator import open_generator
+
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: it must be one of {', '.join(PRESETS)}", USAGE)
+    torch.set_num_threads(threads or slots())
+    plant = open_plant(home)
+    recipe = replace(PRESETS[preset], whole=whole, contrast_weight=contrast_weight, seed=seed)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    found = fit_data(open_labels(labels), defect_class, alone=alone, begun=init is not None)
+    if found.note:
+        console.note(found.note)
+    steel = (
+        open_backgrounds(backgrounds, found.data.classes, found.held).clean_scenes() if backgrounds else []
+    )
+    begun = None if init is None else open_generator(plant.generator_path(init))
+    with console.count_progress(f"fit {name or defect_class}", "steps") as on_done:
+
+        def tell(step: int, figures: dict[str, float]) -> None:
+            on_done(step, recipe.steps)
+            if step % recipe.checkpoint_every == 0:
+                names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
+                console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
+
+        generator = fit_generator(
+            found,
+            plant.generator_path(name or defect_class),
+            recipe,
+            backgrounds=steel,
+            init=begun,
+            on_step=tell,
+        )
+    assert generator is not None  # it was not stopped
+    card = generator.card
+    if as_json:
+        told = card.model_dump(mode="json")
+        console.emit({"name": card.name, "path": str(generator.folder), "hash": generator.hash, "card": told})
+        return
+    rows = [(figure, value) for figure, value in card.fit.items()]
+    console.show_table(
+        f"{card.name}: {card.components} components in {card.scenes} scenes, {recipe.steps} steps",
+        ("at the end", "value"),
+        rows,
+    )
+    console.say(f"{generator.folder}: look at fitting/samples-*.png")
+
+
+@app.command()
+def make(
+    generator: Annotated[
+        str, typer.Argument(metavar="CLASS", help="Generator, by default named as its class.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of labelled data to make.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 100,
+    backgrounds: Steel = None,
+    method: Annotated[
+        Literal["gan", "paste", "poisson"],
+        typer.Option(help="gan, or what it has to beat: a plain paste, or one by its gradients."),
+    ] = "gan",
+    marks: Annotated[int, typer.Option(min=1, help="New defects on a sample, at most.")] = 2,
+    place: Annotated[
+        Literal["anywhere", "edges", "lane", "periodic"], typer.Option(help="Where on the strip they lie.")
+    ] = "anywhere",
+    lane: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Middle of the lane, a share of the width from the drive side."),
+    ] = 0.5,
+    pitch_px: Annotated[
+        int, typer.Option(min=0, help="Lines from one mark to the next, for --place periodic.")
+    ] = 0,
+    only: Annotated[
+        int | None, typer.Option(min=0, help="Make this one sample again and hold it against --out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed is another set.")] = 0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write labelled data with new defects of CLASS on clean steel, for `inspect train --data`.
+
+    Each sample tells in provenance.jsonl what it was made of; the same seed gives the same bits.
+    """
+    from rollsight.inspect.plant import open_plant
+    from rollsight.jobs import console
+    from rollsight.synth.backgrounds import open_backgrounds
+    from rollsight.synth.compose import Order, make_data, make_sample, open_provenance
+    from rollsight.synth.generator import open_generator
+    from rollsight.synth.placing import Density
+
+    made_by = open_generator(open_plant(home).generator_path(generator))
+    order = Order(seed, method, marks, Density(place, lane, pitch_px))
+    steel = open_backgrounds(backgrounds or [], made_by.card.data_classes, made_by.card.held_groups)
+    if only is not None:
+        known = {line["index"]: line["sha256"] for line in open_provenance(out)}
+        if only not in known:
+            raise UserError(f"--only {only}: {out} has samples 0 to {max(known)}", USAGE)
+        again = make_sample(made_by, steel, order, only).provenance["sha256"]
+        if again != known[only]:
+            raise UserError(
+                f"sample {only} is another one: {again[:16]} instead of {known[only][:16]}: give the "
+                "options, generator and backgrounds that it was made with"
+            )
+        if as_json:
+            console.emit({"index": only, "sha256": again, "same": True})
+        else:
+            console.say(f"sample {only}: the same bits again, {again[:16]}")
+        return
+    with console.count_progress(f"make {generator}", "samples") as on_image:
+        written, card = make_data(made_by, steel, order, n, out, on_image=on_image)
+    if as_json:
+        console.emit({"data": str(out), "counts": written.counts, "card": card})
+        return
+    rows = [(why, count) for why, count in card["rejected"].items()]
+    console.show_table(
+        f"{out}: {card['samples']} samples, {card['marks']} defects of {made_by.card.defect_class}",
+        ("attempts rejected", "n"),
+        rows,
+    )
+
+
+@app.command()
+def check(
+    made: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `inspect synth make` wrote.")],
+    labels: Annotated[Path, typer.Option(help="The labelled data that its defects come from.")],
+    steps: Annotated[
+        int, typer.Option(min=0, help="Steps of each of two cross-fitted segmenters; 0: without them.")
+    ] = 600,
+    keep: Annotated[
+        Path | None, typer.Option(help="New folder for the samples that the check does not drop.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="The page. Default: DIR.check.html.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Look for labels that do not hold, for copies and for sameness in DIR; writes a page with a blind test.
+
+    The segmenters are cross-fitted: each sample is judged by one that never saw the images it is made of.
+    """
+    import tempfile
+
+    import torch
+    from rollsight.inspect.labels import open_labels
+    from rollsight.jobs import console
+    from rollsight.jobs.cluster import slots
+    from rollsight.synth.check_page import told, write_page
+    from rollsight.synth.realism import check_set, write_kept
+
+    if keep is not None and keep.exists():
+        raise UserError(f"{keep} is there already: give the name of a new folder", USAGE)
+    torch.set_num_threads(threads or slots())
+    with (
+        tempfile.TemporaryDirectory() as run,
+        console.count_progress("cross-fitted segmenters", "steps") as on_step,
+    ):
+        found = check_set(made, open_labels(labels), Path(run), steps=steps, seed=seed, on_step=on_step)
+    page = page or made.with_name(f"{made.name}.check.html")
+    write_page(page, found, f"Check of {made.name}", seed)
+    kept = write_kept(made, found, keep) if keep is not None else None
+    if as_json:
+        console.emit({**found.figures, "page": str(page), "written": kept})
+        return
+    console.show_table(f"{made}", ("figure", "value"), told(found.figures))
+    console.say(f"page: {page}")
+
+
+@app.command()
+def prove(
+    defect_class: DefectClass,
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON per run, and summary.json.")],
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Scenes of the class in a draw. Default: all there are.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of these scenes; 3 or more give intervals.")] = 4,
+    arms: Annotated[
+        str, typer.Option(help="Of real, paste, poisson, gan, both, whole, no_contrast.")
+    ] = "real,paste,poisson,gan,both",
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Synthetic crops per real one. Default: the best of 0.2, 0.5 and 1 on val."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each arm.")] = 400,
+    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the net all arms begin from.")] = 1100,
+    fit_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw's generator.")] = 500,
+    generic_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of the generator of the other classes that it begins from.")
+    ] = 1500,
+    samples: Annotated[int, typer.Option(min=1, help="Of each synthetic set.")] = 120,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Show whether synthetic defects of CLASS help, on real held-out images, or that nothing is shown.
+
+    Every arm begins from one net that never saw the class, takes equal steps and has all real crops. Draws
+    are paired. Interrupted, the same command goes on with the runs that are missing.
+    """
+    from dataclasses import replace
+
+    import torch
+    from rollsight.inspect.labels import open_labels
+    from rollsight.jobs import console
+    from rollsight.jobs.cluster import slots
+    from rollsight.synth.draws import rarity
+    from rollsight.synth.lift import summary
+    from rollsight.synth.proof import Plan, Proof, write_summary
+
+    torch.set_num_threads(threads or slots())
+    plan = Plan(
+        k=k,
+        draws=tuple(range(draws)),
+        arms=tuple(name.strip() for name in arms.split(",")),
+        steps=steps,
+        base_steps=base_steps,
+        fit_steps=fit_steps,
+        generic_steps=generic_steps,
+        samples=samples,
+    )
+    data = open_labels(labels)
+    data.of_split("test")  # said before hours of work
+    proof = Proof(rarity(data, defect_class), plan, out / "work", out / "runs")
+    total = sum(1 for _ in plan.runs())
+    with console.count_progress(f"prove {defect_class}", "runs") as on_run:
+        counted = [0]
+
+        def tell(what: str, step: int, of: int) -> None:
+            if step == of:
+                console.note(f"{what}: {of} steps")
+
+        def ran(_: object) -> None:
+            counted[0] += 1
+            on_run(counted[0], total)
+
+        if ratio is None:
+            ratio = float(proof.choose_ratio(tell)["ratio"])
+        proof = replace(proof, plan=replace(plan, ratio=ratio))
+        results = proof.results(tell, ran)
+    rows = summary(results)
+    write_summary(out, proof.plan, results, rows)
+    if as_json:
+        console.emit({"out": str(out), "ratio": ratio, "runs": len(results), "summary": rows})
+        return
+    kept = [(one["arm"], one["draw"], one["iou"], one["f1_h"], one["fa_per_mpx"]) for one in results]
+    found = [tuple("-" if value is None else value for value in row) for row in kept]
+    console.show_table(f"{defect_class}, ratio {ratio:g}", ("arm", "draw", "IoU", "F1_H", "FA/Mpx"), found)
+    for row in rows:
+        span = "no interval" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        said = "shown" if row["shown"] else "not shown"
+        console.say(
+            f"{row['arm']} against {row['best_without_gan']}: IoU {row['difference']:+.3f} ({span}), "
+            f"{row['draws']} draws: {said}"
+        )

@@ -1,0 +1,220 @@
+"""One arm of a proof: what it adds to the real scenes, how it is trained, what it finds on real images.
+
+Every arm begins from one base net that never saw the rare class, takes equal optimiser steps, and has all the
+real crops that *real only* has in each batch: synthetic crops are added, none of them in the last tenth.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.labels import LabelledData, open_labels
+from rollsight.inspect.metrics import Tally, class_iou
+from rollsight.inspect.recipe import Recipe
+from rollsight.inspect.scan import decide
+from rollsight.inspect.tiles import up_to_cell
+from rollsight.inspect.train import train
+from rollsight.synth.backgrounds import Backgrounds
+from rollsight.synth.compose import Order, make_data
+from rollsight.synth.generator import Generator
+from rollsight.synth.patches import read_scenes
+from torch import nn
+
+BASE_CROPS, RARE_CROPS = 6, 4  # of a batch: scenes without the class, and with it
+UNTIL = 0.9  # share of the steps in which synthetic crops are drawn
+SAMPLES = 120  # of a synthetic set
+RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
+RATIO = 0.5
+
+# Arm -> the methods whose samples it adds; "whole" and "no_contrast" are generators of their own.
+ARMS: dict[str, tuple[str, ...]] = {
+    "real": (),
+    "paste": ("paste",),
+    "poisson": ("poisson",),
+    "gan": ("gan",),
+    "both": ("paste", "gan"),
+    "whole": ("whole",),
+    "no_contrast": ("no_contrast",),
+}
+WITHOUT_GAN = ("real", "paste", "poisson")
+GENERATORS: dict[str, dict[str, Any]] = {
+    "gan": {},
+    "whole": {"whole": True},
+    "no_contrast": {"contrast_weight": 0.0},
+}
+
+FINE_TUNING = Recipe(
+    net="fast",
+    attention="none",
+    steps=400,
+    mosaic=1,
+    focal_gamma=0.0,
+    small_weight=0.0,
+    learning_rate=1e-3,
+    evaluate_every=200,
+)
+BASE = replace(FINE_TUNING, steps=1100, batch=12, learning_rate=2e-3, fewest=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A net and the names of its classes."""
+
+    net: nn.Module
+    classes: tuple[str, ...]
+
+
+def needs_generator(arm: str) -> set[str]:
+    """Which fits an arm needs: names in GENERATORS. All arms but *real* need the marks, which *gan* holds."""
+    if arm not in ARMS:
+        raise UserError(f"arm {arm!r}: it must be one of {', '.join(ARMS)}", USAGE)
+    return {name for name in ARMS[arm] if name in GENERATORS}
+
+
+def base_net(
+    base: LabelledData,
+    rare: str,
+    run: Path,
+    recipe: Recipe = BASE,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> Trained:
+    """The net that all arms begin from; its head for the rare class is not taken over by them."""
+    net = train([base], run, recipe, on_step=on_step)
+    return Trained(net, tuple("(never seen)" if name == rare else name for name in base.classes))
+
+
+def synthetic(
+    method: str,
+    generator: Generator,
+    base: LabelledData,
+    folder: Path,
+    *,
+    seed: int,
+    samples: int = SAMPLES,
+) -> LabelledData:
+    """The labelled data of a method for a draw, made where it is not there yet, on the base's own scenes."""
+    if not folder.is_dir():
+        drawn_by = "gan" if method in GENERATORS else method
+        steel = Backgrounds(read_scenes(base), [], base.classes)
+        make_data(generator, steel, Order(seed=seed, method=drawn_by), samples, folder)
+    return open_labels(folder)
+
+
+def run_arm(
+    base: LabelledData,
+    rare: LabelledData,
+    added: Sequence[LabelledData],
+    init: Trained,
+    run: Path,
+    *,
+    ratio: float = RATIO,
+    recipe: Recipe = FINE_TUNING,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> nn.Module:
+    """Fine-tune the base net on real scenes and what an arm adds, `ratio` synthetic crops per real one."""
+    if not 0 < ratio <= 2:
+        raise UserError(f"ratio {ratio:g}: synthetic crops per real one, above 0 and up to 2", USAGE)
+    crops = round(ratio * (BASE_CROPS + RARE_CROPS))
+    each = [crops // len(added) + (i < crops % len(added)) for i in range(len(added))]
+    return train(
+        [base, rare, *added],
+        run,
+        replace(recipe, batch=BASE_CROPS + RARE_CROPS + sum(each)),
+        shares=[BASE_CROPS, RARE_CROPS, *each],
+        until=[1.0, 1.0, *(UNTIL for _ in added)] if added else (),
+        init=(init.net, init.classes),
+        on_step=on_step,
+    )
+
+
+def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:
+    """What a net finds on real images: figures, and for paired intervals the counts of the class by group.
+
+    IoU is of the plain argmax, F1_H and alarms at thresholds of 0.5; alarms of the class are counted on
+    images without it.
+    """
+    whole, clean = Tally(data.classes), Tally(data.classes)
+    value = data.classes.index(rare) + 1
+    thresholds = (0.5,) * len(data.classes)
+    net.eval()
+    for sample in data.samples:
+        image, truth = sample.read()
+        logits = net_logits(net, image)
+        maps = (logits.argmax(axis=0).astype(np.uint8), decide(logits, thresholds)[0])
+        whole.add(truth, *maps, sample.group)
+        if not (truth == value).any():
+            clean.add(truth, *maps, sample.group)
+    counts = rare_counts(whole, clean, value)
+    return {"figures": figures(whole, clean, rare), "groups": list(whole.groups), "counts": counts}
+
+
+def figures(whole: Tally, clean: Tally, rare: str) -> dict[str, Any]:
+    """Figures of all classes, and of the rare one by size; None where undefined."""
+    names = whole.classes
+    total = {name: table.sum(axis=0) for name, table in whole.statistics().items()}
+    iou = class_iou(total)[1:]
+    c = names.index(rare)
+    f1 = {}
+    for i, name in enumerate(names):
+        truth, found = int(total["truth"][i].sum()), int(total["found"][i].sum())
+        predicted, true = int(total["predicted"][i].sum()), int(total["true"][i].sum())
+        f1[name] = _f1(found, truth, true, predicted)
+    apart = {name: table.sum(axis=0) for name, table in clean.statistics().items()}
+    alarms = int((apart["predicted"][c] - apart["true"][c]).sum())
+    area = int(apart["area"])
+    sizes = zip(("tiny", "small", "medium", "large"), total["found"][c], total["truth"][c], strict=True)
+    return {
+        "iou": _plain(iou[c]),
+        "f1_h": f1[rare],
+        "recall_by_size": {
+            name: {"recall": int(found) / int(n) if n >= 10 else None, "n": int(n)}
+            for name, found, n in sizes
+        },
+        "fa_per_mpx": alarms / (area / 1e6) if area else None,
+        "iou_by_class": dict(zip(names, map(_plain, iou), strict=True)),
+        "f1_h_by_class": f1,
+    }
+
+
+def rare_counts(whole: Tally, clean: Tally, value: int) -> dict[str, list[int]]:
+    """Counts of a class by group: px in both, px in either, components, and alarms on images without it."""
+    told, apart = whole.statistics(), clean.statistics()
+    pixels, c = told["pixels"], value - 1
+    both = pixels[:, value, value]
+    either = pixels[:, value, :].sum(axis=1) + pixels[:, :, value].sum(axis=1) - both
+    rows = {group: i for i, group in enumerate(clean.groups)}
+    alarms = [
+        int((apart["predicted"][rows[g], c] - apart["true"][rows[g], c]).sum()) if g in rows else 0
+        for g in whole.groups
+    ]
+    area = [int(apart["area"][rows[g]]) if g in rows else 0 for g in whole.groups]
+    sums = {name: told[name][:, c].sum(axis=1).tolist() for name in ("truth", "found", "predicted", "true")}
+    return {"both": both.tolist(), "either": either.tolist(), **sums, "alarms": alarms, "area": area}
+
+
+def _f1(found: int, truth: int, true: int, predicted: int) -> float | None:
+    """Harmonic mean of recall and precision by match H; None where the truth holds nothing."""
+    if not truth:
+        return None
+    recall, precision = found / truth, true / predicted if predicted else 0.0
+    return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+
+
+def _plain(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def net_logits(net: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(K + 1, H, W) of an image (M, H, W), padded to whole cells by reflection as `evaluate` pads it."""
+    _, height, width = image.shape
+    pad = ((0, 0), (0, up_to_cell(height) - height), (0, up_to_cell(width) - width))
+    with torch.inference_mode():
+        logits = net(torch.from_numpy(np.pad(image, pad, mode="reflect"))[None])
+    out: NDArray[np.float32] = logits[0, :, :height, :width].numpy()
+    return out

@@ -1,0 +1,135 @@
+"""Steel that synthetic defects are put on: scenes of labelled data, clean images, or windows of rolls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.labels import IGNORE, IMAGE_SUFFIXES, open_labels, read_gray
+from rollsight.inspect.rolls import Roll, open_roll
+from rollsight.synth.patches import Scene, read_scenes, refuse_held
+
+WINDOW_PX = 256  # side of a window of a roll, and of a larger image
+DARK = 0.05  # of white: darker px are no strip
+MOST_DARK = 0.5  # of a window
+ROLL_WINDOWS = 40  # of each roll that a fit sees
+TRIES = 50  # windows of a roll looked at before it is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Steel:
+    """One canvas for a sample."""
+
+    image: NDArray[np.float32]  # (H, W) in [0, 1]
+    mask: NDArray[np.uint8]  # (H, W) what is on it already, in the data's classes; 255 nobody knows
+    name: str
+    group: str
+    y: int  # first line and column of the canvas in the image or roll
+    x: int
+    width: int  # of the whole image or roll, px
+
+
+@dataclass(frozen=True, slots=True)
+class Backgrounds:
+    """All the steel there is; which canvas a sample gets is drawn from its own generator."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    rolls: list[Roll] = field(default_factory=list)
+    classes: tuple[str, ...] = ()  # of the masks
+
+    def __len__(self) -> int:
+        return len(self.scenes) + len(self.rolls)
+
+    def clean_scenes(self) -> list[Scene]:
+        """The scenes, and of each roll some windows drawn with a fixed seed: for a fit."""
+        windows = []
+        for roll in self.rolls:
+            rng = np.random.default_rng(0)
+            for number in range(ROLL_WINDOWS):
+                steel = self._window(roll, rng)
+                windows.append(Scene(steel.image, steel.mask, f"{roll.roll_id}/{number}", roll.roll_id))
+        return [*self.scenes, *windows]
+
+    def draw(self, rng: np.random.Generator) -> Steel:
+        """A canvas: a whole image up to 256 px, else a window; every image and roll is as likely."""
+        number = int(rng.integers(len(self)))
+        if number < len(self.scenes):
+            scene = self.scenes[number]
+            height, width = scene.mask.shape
+            y = int(rng.integers(max(0, height - WINDOW_PX) + 1))
+            x = int(rng.integers(max(0, width - WINDOW_PX) + 1))
+            window = (slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX))
+            return Steel(scene.image[window], scene.mask[window], scene.name, scene.group, y, x, width)
+        return self._window(self.rolls[number - len(self.scenes)], rng)
+
+    def _window(self, roll: Roll, rng: np.random.Generator) -> Steel:
+        label = roll_label(roll)
+        for _ in range(TRIES):
+            y = int(rng.integers(max(0, roll.lines - WINDOW_PX) + 1))
+            x = int(rng.integers(max(0, roll.width - WINDOW_PX) + 1))
+            lines = roll.read_unit(y, min(y + WINDOW_PX, roll.lines))[:, :, x : x + WINDOW_PX]
+            image = lines.mean(axis=0)
+            mask = np.where(image < DARK, IGNORE, 0).astype(np.uint8)
+            if label is not None:
+                truth = roll.read_label(label, y, y + len(image))[:, x : x + WINDOW_PX]
+                if ((truth > 0) & (truth != IGNORE)).any():
+                    continue  # its classes may be others: only its clean steel is taken
+                mask[truth == IGNORE] = IGNORE
+            if (mask == IGNORE).mean() <= MOST_DARK:
+                return Steel(image, mask, roll.roll_id, roll.roll_id, y, x, roll.width)
+        raise UserError(
+            f"roll {roll.roll_id}: no clean window of {WINDOW_PX} px in {TRIES}: give another one"
+        )
+
+
+def roll_label(roll: Roll) -> str | None:
+    """The class mask beside a roll that tells what of it is clean: `truth`, else the last; None without."""
+    names = roll.label_names()
+    return ("truth" if "truth" in names else names[-1]) if names else None
+
+
+def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequence[str]) -> Backgrounds:
+    """What lies at the paths: labelled data (its train split), a folder of clean images, rolls.
+
+    classes: the data's, which labelled backgrounds must have as well. held: groups of val and test, of which
+    nothing may be used. A folder of images without `classes.json` is clean by the word of who gives it.
+    UserError where there is no background at all.
+    """
+    scenes: list[Scene] = []
+    rolls: list[Roll] = []
+    for path in paths:
+        if path.suffix == ".zarr":
+            rolls.append(open_roll(path))
+        elif found := sorted(path.glob("[!.]*.zarr")):
+            rolls += [open_roll(one) for one in found]
+        elif (path / "classes.json").is_file():
+            data = open_labels(path).of_split("train")
+            if data.classes != classes:
+                raise UserError(
+                    f"{path}: labels {', '.join(data.classes)}, the generator's data {', '.join(classes)}: "
+                    "backgrounds with labels need the same classes in the same order"
+                )
+            scenes += read_scenes(data)
+        else:
+            scenes += _clean_images(path)
+    refuse_held({scene.group for scene in scenes} | {roll.roll_id for roll in rolls}, held, "backgrounds")
+    if not scenes and not rolls:
+        where = ", ".join(str(path) for path in paths) or "none given"
+        raise UserError(
+            f"no backgrounds ({where}): give --backgrounds: a folder of clean images, labelled data, a roll",
+            USAGE,
+        )
+    return Backgrounds(scenes, rolls, classes)
+
+
+def _clean_images(root: Path) -> list[Scene]:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of backgrounds")
+    scenes = []
+    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+        image = read_gray(path)
+        name = path.relative_to(root).as_posix()
+        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem))
+    return scenes

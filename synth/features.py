@@ -1,0 +1,125 @@
+"""How near sets of defect crops are to each other, in features of the Lite0 encoder that comes as a wheel.
+
+The distances are comparable with each other only: not with figures of papers, which use another network.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rollsight.inspect.nets.encoders import Lite0, lite0_stem, load_lite0_imagenet
+
+CROP_PX = 96  # of every crop
+CONTEXT = 1.5  # of the defect's longer side that a crop shows
+SMALLEST_PX = 32  # side of a crop before it is resized
+SUBSETS, SUBSET = 50, 50  # of the distance between sets
+COPY_CORRELATION = 0.95  # from it on a crop is called a copy
+COPY_RATIO = 0.8  # of distances to training and to held-out crops: alarm below
+
+Crop = NDArray[np.float32]  # (96, 96) in [0, 1]
+
+
+def crop_of(image: NDArray[np.float32], box: tuple[int, int, int, int]) -> Crop:
+    """The square around a box x0, y0, x1, y1, half-open, of an image (H, W); it stays in the image."""
+    x0, y0, x1, y1 = box
+    side = round(max(SMALLEST_PX, CONTEXT * max(x1 - x0, y1 - y0)))
+    side = min(side, *image.shape)
+    y = int(np.clip((y0 + y1 - side) // 2, 0, image.shape[0] - side))
+    x = int(np.clip((x0 + x1 - side) // 2, 0, image.shape[1] - side))
+    part = Image.fromarray(np.ascontiguousarray(image[y : y + side, x : x + side]))
+    return np.asarray(part.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)).clip(0, 1)
+
+
+class Features:
+    """Pooled features at strides 8 and 16, (n, 152), of crops with their own mean gray taken off."""
+
+    def __init__(self) -> None:
+        self._stem, self._encoder = lite0_stem().eval(), Lite0().eval()
+        load_lite0_imagenet(self._stem, self._encoder)
+
+    def __call__(self, crops: Sequence[Crop]) -> NDArray[np.float64]:
+        out = []
+        with torch.inference_mode():
+            for start in range(0, len(crops), 32):
+                x = torch.from_numpy(np.stack(crops[start : start + 32]))[:, None]
+                x = (x - x.mean(dim=(2, 3), keepdim=True)) / 0.226  # ImageNet's spread
+                *_, at_8, at_16 = self._encoder(self._stem(x))
+                out.append(torch.cat([at_8.mean(dim=(2, 3)), at_16.mean(dim=(2, 3))], dim=1).double().numpy())
+        return np.concatenate(out)
+
+
+def kid(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Kernel distance between sets of features (n, D) and (m, D): mean and spread over subsets.
+
+    Unbiased squared MMD with the cubic kernel (Binkowski et al. 2018, arXiv:1801.01401, sec. 4): about 0 for
+    two sets of one distribution. nan where a set has fewer than 4.
+    """
+    size = min(SUBSET, len(first), len(second))
+    if size < 4:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    values = [
+        _mmd2(*(of[rng.choice(len(of), size, replace=False)] for of in (first, second)))
+        for _ in range(SUBSETS)
+    ]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _mmd2(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    n, dim = x.shape
+    xx, yy, xy = (((a @ b.T) / dim + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    pairs = n * (n - 1)
+    return float((xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / pairs - 2 * xy.mean())
+
+
+def cosine_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 - cosine of every pair: (n, D), (m, D) -> (n, m)."""
+    x, y = (of / np.linalg.norm(of, axis=1, keepdims=True).clip(1e-12) for of in (x, y))
+    return np.asarray(1 - x @ y.T)
+
+
+def nearest_ratio(
+    made: NDArray[np.float64], train: NDArray[np.float64], held: NDArray[np.float64], seed: int = 0
+) -> float:
+    """Median distance to the nearest training crop over that to the nearest held-out one.
+
+    Both sets are cut to one size, or the larger would be nearer by its size alone. Below COPY_RATIO samples
+    are nearer to what they were made of than real ones would be: copies. nan where a set is empty.
+    """
+    size = min(len(train), len(held))
+    if not size or not len(made):
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(20):
+        near = [
+            np.median(cosine_distances(made, of[rng.choice(len(of), size, replace=False)]).min(axis=1))
+            for of in (train, held)
+        ]
+        ratios.append(near[0] / max(near[1], 1e-12))
+    return float(np.mean(ratios))
+
+
+def spread(features: NDArray[np.float64]) -> float:
+    """Mean distance between two of a set, a measure of its diversity; nan for fewer than two."""
+    n = len(features)
+    return float(cosine_distances(features, features).sum() / (n * (n - 1))) if n > 1 else float("nan")
+
+
+def largest_correlation(made: Sequence[Crop], train: Sequence[Crop]) -> NDArray[np.float64]:
+    """Of each made crop its largest correlation with any training crop, over the four flips: (n,).
+
+    At 32 x 32 px and without its mean, so that a defect that was copied onto other steel shows.
+    """
+    known = np.concatenate([_unit([crop[::y, ::x] for crop in train]) for y in (1, -1) for x in (1, -1)])
+    return np.asarray((_unit(made) @ known.T).max(axis=1))
+
+
+def _unit(crops: Sequence[Crop]) -> NDArray[np.float64]:
+    small = np.stack([crop.reshape(32, 3, 32, 3).mean(axis=(1, 3)).ravel() for crop in crops]).astype(
+        np.float64
+    )
+    small = small - small.mean(axis=1, keepdims=True)
+    return np.asarray(small / np.linalg.norm(small, axis=1, keepdims=True).clip(1e-12))

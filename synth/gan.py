@@ -1,0 +1,229 @@
+"""The editor that turns a pasted defect into one that belongs there, and the discriminator that judges it.
+
+They mirror each other: unshuffle to half resolution, residual blocks without any norm over the batch, average
+pooling between. The editor is convolutional throughout, so it is trained on patches and runs on any size.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GATE_DILATE_PX = 2
+GATE_SIGMA_PX = 1.2
+GATE_REACH_PX = 3  # where the Gaussian is cut off: beyond DILATE + REACH px of the mask the gate is exactly 0
+RING_PX = (2, 6)  # the surroundings that a contrast is measured against lie that far from the mask
+MIDDLE = 0.5  # of the gray range
+CELL = 2  # the nets begin with an unshuffle by 2
+MOST_ADDED = 0.25  # gray that an edit changes at most, of [0, 1]
+SEEN_PX = 8  # around the mask that the discriminator sees
+MOST_GRAIN = 0.05  # standard deviation of the grain that it adds, at most
+STYLE = 96
+LATENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Channels at strides 2, 4, 8, ...; the discriminator has one level more."""
+
+    editor: tuple[int, ...]
+    judge: tuple[int, ...]
+
+    @property
+    def stride(self) -> int:
+        """What both sides of an image must be a multiple of."""
+        return CELL << (len(self.editor) - 1)
+
+
+def gate(mask: Tensor) -> Tensor:
+    """Where the editor may write, 0 to 1: (N, 1, H, W) of a mask in {0, 1}; exactly 0 from 6 px away on."""
+    grown = F.max_pool2d(mask, 2 * GATE_DILATE_PX + 1, stride=1, padding=GATE_DILATE_PX)
+    x = torch.arange(-GATE_REACH_PX, GATE_REACH_PX + 1, dtype=mask.dtype, device=mask.device)
+    kernel = torch.exp(-0.5 * (x / GATE_SIGMA_PX) ** 2)
+    kernel = kernel / kernel.sum()
+    grown = F.pad(grown, (GATE_REACH_PX,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(grown, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+
+def binomial(x: Tensor) -> Tensor:
+    """[1, 2, 1] / 4 along both axes of (N, C, H, W): nothing is left at the highest frequency."""
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    x = (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
+    return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
+
+
+def ring(mask: Tensor) -> Tensor:
+    """The surroundings of a mask (N, 1, H, W) in {0, 1}, RING_PX away from it."""
+    near, far = (F.max_pool2d(mask, 2 * r + 1, stride=1, padding=r) for r in RING_PX)
+    return far - near
+
+
+def contrast(image: Tensor, mask: Tensor) -> Tensor:
+    """Mean gray of the mask less that of its ring: (N, 1, H, W) twice -> (N,); 0 where either is empty."""
+    around = ring(mask)
+    sums = [(image * part).sum(dim=(1, 2, 3)) for part in (mask, around)]
+    counts = [part.sum(dim=(1, 2, 3)) for part in (mask, around)]
+    difference = sums[0] / counts[0].clamp(min=1) - sums[1] / counts[1].clamp(min=1)
+    return torch.where((counts[0] > 0) & (counts[1] > 0), difference, torch.zeros_like(difference))
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions whose last begins at zero: (N, C, H, W) as it came.
+
+    Fix-up without norms (Zhang et al. 2019, arXiv:1901.09321), as R3GAN has it (arXiv:2501.05441).
+    """
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        _scaled(self.first, blocks**-0.25)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]  # it has one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))  # type: ignore[no-any-return]
+
+
+class Modulated(nn.Module):
+    """A residual block steered at each pixel by mask and style: (N, C, H, W) as it came.
+
+    SPADE on the mask (Park et al. 2019, arXiv:1903.07291) plus FiLM on the style, over features divided by
+    their root mean square over the channels: no statistic of a batch or an image, so a sample does not depend
+    on what stands beside it.
+    """
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.of_style = nn.Linear(STYLE, 2 * channels)
+        self.of_mask = nn.Conv2d(1, 2 * channels, 3, padding=1)
+        self.grain = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.block = Residual(channels, blocks)
+
+    def forward(self, x: Tensor, style: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
+        gain, shift = (self.of_style(style)[..., None, None] + self.of_mask(mask)).chunk(2, dim=1)
+        return self.block(x * (1 + gain) + shift + self.grain * noise)  # type: ignore[no-any-return]
+
+
+class Editor(nn.Module):
+    """Adds a gated residual to a pasted defect, or with `whole` makes the whole patch of a mask.
+
+    start (N, 1, H, W) in [0, 1], mask (N, 1, H, W) in {0, 1}, noise (N, 1, H, W) and latent (N, 64) standard
+    normal, classes (N,) int64 -> image (N, 1, H, W) in [0, 1]. H and W are multiples of `widths.stride`.
+    """
+
+    def __init__(self, classes: int, widths: Widths, whole: bool = False) -> None:
+        super().__init__()
+        self.whole, self.stride = whole, widths.stride
+        levels = widths.editor
+        self.stem = nn.Conv2d(3 * CELL**2, levels[0], 3, padding=1)
+        self.down = nn.ModuleList(Residual(c, 2 * len(levels)) for c in levels)
+        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(levels))
+        self.style = nn.Sequential(
+            nn.Linear(LATENT + classes, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE), nn.LeakyReLU(0.2)
+        )
+        self.up = nn.ModuleList(Modulated(c, 2 * len(levels)) for c in levels)
+        self.widen = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(levels))
+        # Bilinear and a convolution: pixel-shuffle left checkerboards on every sample (measured).
+        self.fine = nn.Conv2d(levels[0] + 3, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 2, 3, padding=1)
+        for conv in (*self.narrow, *self.widen, self.stem, self.fine):
+            _scaled(conv, 1.0)
+        _scaled(self.last, 0.1)
+        self.classes = classes
+
+    def residual(self, start: Tensor, mask: Tensor, noise: Tensor, latent: Tensor, classes: Tensor) -> Tensor:
+        """What is added where the gate is open: (N, 1, H, W)."""
+        height, width = start.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"{height} x {width} px: both sides must be multiples of {self.stride}")
+        latent = latent * torch.rsqrt(latent.square().mean(dim=1, keepdim=True) + 1e-6)
+        style = self.style(torch.cat([latent, F.one_hot(classes, self.classes).to(latent)], dim=1))
+        seen = torch.cat([torch.full_like(start, 0) if self.whole else start - MIDDLE, mask, noise], dim=1)
+        x = self.stem(F.pixel_unshuffle(seen, CELL))
+        skips = []
+        for depth, block in enumerate(self.down):
+            x = block(x)
+            if depth < len(self.narrow):
+                skips.append(x)
+                x = self.narrow[depth](F.avg_pool2d(x, 2))
+        for depth in reversed(range(len(self.up))):
+            size = CELL * 2**depth
+            x = self.up[depth](x, style, F.avg_pool2d(mask, size), F.avg_pool2d(noise, size) * size)
+            if depth:
+                x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+                x = self.widen[depth - 1](x) + skips[depth - 1]
+        x = F.interpolate(x, scale_factor=float(CELL), mode="bilinear", align_corners=False)
+        fine = F.leaky_relu(self.fine(torch.cat([x, seen], dim=1)), 0.2)
+        smooth, grain = self.last(fine).chunk(2, dim=1)
+        # Free at every px, it wove a pattern of 2 px over all samples (looked at): so it is smooth, and grain
+        # is white noise of a strength that the net chooses.
+        changed = MOST_ADDED * torch.tanh(binomial(smooth) / MOST_ADDED)
+        return changed + MOST_GRAIN * torch.sigmoid(binomial(grain) * 10 - 3) * noise
+
+    def forward(self, start: Tensor, mask: Tensor, noise: Tensor, latent: Tensor, classes: Tensor) -> Tensor:
+        added = self.residual(start, mask, noise, latent, classes)
+        if self.whole:
+            return torch.sigmoid(16 * added)  # +-0.25 spans the range
+        return (start + gate(mask) * added).clamp(0, 1)
+
+
+class Judge(nn.Module):
+    """How real a patch with its mask looks for its class: (N, 1, H, W) twice, (N,) int64 -> logits (N,).
+
+    Projection of the class onto the features (Miyato & Koyama 2018, arXiv:1802.05637).
+    """
+
+    def __init__(self, classes: int, widths: Widths, size: int) -> None:
+        super().__init__()
+        levels = widths.judge
+        self.stem = nn.Conv2d(2 * CELL**2, levels[0], 3, padding=1)
+        self.blocks = nn.ModuleList(Residual(c, len(levels)) for c in levels)
+        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(levels))
+        left = size // (CELL * 2 ** (len(levels) - 1))
+        self.basis = nn.Conv2d(levels[-1], levels[-1], left, groups=levels[-1])
+        self.embed = nn.Linear(levels[-1], LATENT)
+        self.plain = nn.Linear(LATENT, 1)
+        self.by_class = nn.Embedding(classes, LATENT)
+        for conv in (self.stem, *self.narrow, self.basis):
+            _scaled(conv, 1.0)
+        nn.init.normal_(self.by_class.weight, std=0.1)
+
+    def forward(self, image: Tensor, mask: Tensor, classes: Tensor) -> Tensor:
+        # What lies further away the editor cannot change, and other exposure is no fault of its: neither is
+        # seen, or the discriminator wins by them and has nothing to teach.
+        near = F.max_pool2d(mask, 2 * SEEN_PX + 1, stride=1, padding=SEEN_PX)
+        level = (image * near).sum(dim=(2, 3), keepdim=True) / near.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        x = self.stem(F.pixel_unshuffle(torch.cat([(image - level) * near, mask], dim=1), CELL))
+        for depth, block in enumerate(self.blocks):
+            x = block(x)
+            if depth < len(self.narrow):
+                x = self.narrow[depth](F.avg_pool2d(x, 2))
+        x = self.embed(F.leaky_relu(self.basis(x), 0.2).flatten(1))
+        logits = self.plain(x)[:, 0] + (x * self.by_class(classes)).sum(dim=1) / LATENT**0.5
+        return logits  # type: ignore[no-any-return]
+
+
+def _scaled(conv: nn.Conv2d, gain: float) -> None:
+    """He initialisation for leaky ReLU, times a gain; biases at zero."""
+    nn.init.kaiming_normal_(conv.weight, a=0.2)
+    with torch.no_grad():
+        conv.weight.mul_(gain)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # it has one
+
+
+def limited(start: Tensor, edited: Tensor, mask: Tensor, keep: float) -> Tensor:
+    """The edited image, drawn back towards its start as far as the contrast law asks.
+
+    All (N, 1, H, W). Contrast is linear in the edit, so the largest share of it that keeps `keep` of the
+    start's contrast, in sign too, is known exactly; the edit is clamped already, so no px leaves [0, 1].
+    """
+    before, after = contrast(start, mask), contrast(edited, mask)
+    sign = torch.where(before < 0, -1.0, 1.0)
+    lost = (before - after) * sign
+    allowed = (1 - keep) * before.abs()
+    share = torch.where(lost > allowed, allowed / lost.clamp(min=1e-12), torch.ones_like(lost))
+    return start + share[:, None, None, None] * (edited - start)

@@ -1,0 +1,231 @@
+"""The generator file: the editor's weights, the marks it works on, a card that says where they come from."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rollsight.inspect.checkpoints import CURVE, save_tensors
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labelled_folder import whole_folder
+from rollsight.synth.adversarial import read_state
+from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
+from rollsight.synth.gan import LATENT, Editor, Widths, contrast, limited
+from rollsight.synth.mask_bank import Mark, MaskBank
+from torch import Tensor
+
+WEIGHTS = "generator.safetensors"  # editor and discriminator: the latter is needed to fine-tune
+MARKS = "marks.safetensors"
+CARD = "card.json"
+FITTING = "fitting"  # folder of a generator with what its fit was
+KEEP = 0.6  # of a paste's contrast that an edit keeps at least
+METHODS = ("gan", "paste", "poisson")
+
+
+class GeneratorCard(BaseModel):
+    """What a generator is and what it was made of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    defect_class: str
+    classes: tuple[str, ...]  # learned, in the order of the nets
+    data_classes: tuple[str, ...]  # of the labelled data, by mask value
+    recipe: dict[str, Any]
+    weights: str  # SHA-256
+    marks: str  # SHA-256
+    fitted_on: dict[str, Any]  # `labels.describe` of the data, without its val and test
+    held_groups: tuple[str, ...]  # of val and test: nothing may be made of them
+    scenes: int  # that hold the class
+    components: int  # of the class
+    fit: dict[str, float]  # the last figures of the controller
+    begun_from: str = ""  # hash of the generator it was fine-tuned from
+    code_version: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """A generator as it is used."""
+
+    folder: Path
+    card: GeneratorCard
+    editor: Editor
+    bank: MaskBank
+
+    @property
+    def hash(self) -> str:
+        """What decides its samples: weights, marks and recipe."""
+        told = json.dumps([self.card.weights, self.card.marks, self.card.recipe], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def edit(
+        self, start: NDArray[np.float32], masks: Sequence[NDArray[np.bool_]], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """The paste (H, W) as the editor makes it; nothing outside the gates of its marks changes.
+
+        masks: the px of each mark. An edit that would take more than 40 % of a mark's contrast is drawn back.
+        One sample at a time on one thread, so it is the same bits whatever else is made with it.
+        """
+        recipe = self.card.recipe
+        image = torch.from_numpy(np.ascontiguousarray(start, dtype=np.float32))[None, None]
+        height, width = start.shape
+        stride = self.editor.stride
+        pad = (0, -width % stride, 0, -height % stride)
+        every = torch.from_numpy(np.logical_or.reduce(list(masks)).astype(np.float32))[None, None]
+        size = (height + pad[3], width + pad[1])
+        noise = torch.from_numpy(rng.standard_normal(size, dtype=np.float32))[None, None]
+        latent = torch.from_numpy(rng.standard_normal((1, LATENT), dtype=np.float32))
+        index = torch.tensor([self.card.classes.index(self.card.defect_class)])
+        with torch.inference_mode(), one_thread():
+            padded = torch.nn.functional.pad(image, pad, mode="replicate")
+            mask = torch.nn.functional.pad(every, pad)
+            edited = self.editor(padded, mask, noise, latent, index)[..., :height, :width]
+            if not recipe["whole"] and recipe["contrast_weight"] > 0:
+                edited = _each_limited(image, edited, masks)
+        out: NDArray[np.float32] = edited[0, 0].numpy()
+        return out
+
+
+def _each_limited(start: Tensor, edited: Tensor, masks: Sequence[NDArray[np.bool_]]) -> Tensor:
+    """The edit, drawn back mark by mark where one loses too much contrast; marks do not touch each other."""
+    out = edited
+    for inside in masks:
+        mask = torch.from_numpy(inside.astype(np.float32))[None, None]
+        held = limited(start, edited, mask, KEEP)
+        reach = torch.nn.functional.max_pool2d(mask, 13, stride=1, padding=6) > 0
+        out = torch.where(reach, held, out)
+    return out
+
+
+class one_thread:  # noqa: N801 (used like a function)
+    """One thread for torch within the block: sums in another order are other bits."""
+
+    def __enter__(self) -> None:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._threads)
+
+
+def kept_contrast(start: NDArray[np.float32], made: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+    """Contrast of a mark after over before, 1 where it had none; 0 or below where it is gone or inverted."""
+    planes = [
+        torch.from_numpy(np.ascontiguousarray(plane, dtype=np.float32))[None, None] for plane in (start, made)
+    ]
+    mask = torch.from_numpy(inside.astype(np.float32))[None, None]
+    before, after = (float(contrast(plane, mask)) for plane in planes)
+    return after / before if abs(before) > 1e-6 else 1.0
+
+
+def save_generator(
+    folder: Path, state: Path, marks: Sequence[Mark], card: dict[str, Any], run: Path | None = None
+) -> Generator:
+    """Write the generator `folder` from a fit's state: all of it or nothing; UserError where it exists.
+
+    Of the fit's folder `run` the curve and the sheets of samples are kept as `fitting/`; it is then removed.
+    """
+    parts, _ = read_state(state)
+    with whole_folder(folder) as staging:
+        weights = {f"{part}/{key}": t for part in ("average", "judge") for key, t in parts[part].items()}
+        save_tensors(staging / WEIGHTS, weights, {})
+        _save_marks(staging / MARKS, marks)
+        told = GeneratorCard(**card, weights=_sha(staging / WEIGHTS), marks=_sha(staging / MARKS))
+        (staging / CARD).write_text(told.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if run is not None:
+            (staging / FITTING).mkdir()
+            for path in (*run.glob("*.png"), run / CURVE):
+                shutil.copyfile(path, staging / FITTING / path.name)
+    if run is not None:
+        shutil.rmtree(run)
+    return open_generator(folder)
+
+
+def open_generator(folder: Path) -> Generator:
+    """The generator in a folder; UserError where it is none, damaged, or its files do not belong together."""
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder}: no generator: make one with `inspect synth fit`")
+    try:
+        card = GeneratorCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+        recipe = recipe_of(card)
+        check_fit_recipe(recipe)
+    except (ValidationError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / CARD}: not the card of a generator: {str(error).splitlines()[0]}"
+        ) from None
+    for name, known in ((WEIGHTS, card.weights), (MARKS, card.marks)):
+        if not (folder / name).is_file() or _sha(folder / name) != known:
+            raise UserError(
+                f"{folder / name}: missing or not the file its card names: fit the generator again"
+            )
+    parts, _ = read_state(folder / WEIGHTS)
+    editor = Editor(len(card.classes), Widths(recipe.editor, recipe.judge), recipe.whole)
+    try:
+        editor.load_state_dict(parts["average"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{folder / WEIGHTS}: not the weights of its card ({error})"[:200]) from None
+    return Generator(folder, card, editor.eval(), MaskBank(_read_marks(folder / MARKS), card.defect_class))
+
+
+def recipe_of(card: GeneratorCard) -> FitRecipe:
+    """The recipe on a card, with tuples where JSON has lists."""
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in card.recipe.items()
+    }
+    return FitRecipe(**fields)
+
+
+def recipe_json(recipe: FitRecipe) -> dict[str, Any]:
+    """The recipe as it stands on a card."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return told
+
+
+def _save_marks(path: Path, marks: Sequence[Mark]) -> None:
+    tensors, told = {}, []
+    for number, mark in enumerate(marks):
+        tensors[f"{number}/image"] = torch.from_numpy(np.ascontiguousarray(mark.image))
+        tensors[f"{number}/inside"] = torch.from_numpy(np.ascontiguousarray(mark.inside))
+        tensors[f"{number}/own"] = torch.from_numpy(np.ascontiguousarray(mark.own))
+        told.append(
+            {
+                "defect_class": mark.defect_class,
+                "source": mark.source,
+                "group": mark.group,
+                "origin": mark.origin,
+                "cut": mark.cut,
+            }
+        )
+    save_tensors(path, tensors, {"marks": json.dumps(told)})
+
+
+def _read_marks(path: Path) -> list[Mark]:
+    parts, told = read_state(path)
+    try:
+        return [
+            Mark(
+                parts[str(number)]["image"].numpy(),
+                parts[str(number)]["inside"].numpy(),
+                parts[str(number)]["own"].numpy(),
+                one["defect_class"],
+                one["source"],
+                one["group"],
+                (int(one["origin"][0]), int(one["origin"][1])),
+                (bool(one["cut"][0]), bool(one["cut"][1]), bool(one["cut"][2]), bool(one["cut"][3])),
+            )
+            for number, one in enumerate(json.loads(told["marks"]))
+        ]
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not the marks of a generator ({error!r})"[:200]) from None
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,301 @@
+"""The proof that synthetic defects help, or that they do not: arms, draws and fits as a queue of short runs.
+
+Each finished run is one small JSON file, so a queue goes on where it stopped, and several processes may work
+on one: a run, a base net and a fit each have a lock.
+"""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rollsight.inspect.checkpoints import load_weights, save_weights
+from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.labels import LabelledData
+from rollsight.inspect.nets import NETS
+from rollsight.synth.arms import (
+    ARMS,
+    BASE,
+    FINE_TUNING,
+    GENERATORS,
+    RATIO,
+    RATIOS,
+    SAMPLES,
+    Trained,
+    base_net,
+    judged,
+    needs_generator,
+    run_arm,
+    synthetic,
+)
+from rollsight.synth.draws import Rarity
+from rollsight.synth.fit_recipe import PRESETS, FitRecipe
+from rollsight.synth.fitting import fit_data, fit_generator
+from rollsight.synth.generator import Generator, open_generator
+
+# What a table of runs shows; a run's file has more, the counts among it.
+ROW = ("data", "rare_class", "k", "arm", "draw", "gan_seed", "iou", "f1_h", "recall_by_size", "fa_per_mpx")
+TUNING_DRAW = 1000  # the draw on which the mixing ratio is chosen; no result is of it
+Tell = Callable[[str, int, int], None]  # what is being done, step, steps
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be proven, and how long each part of it trains."""
+
+    k: int | None = 10  # scenes of the class; None: all there are
+    draws: tuple[int, ...] = (0, 1, 2, 3)
+    arms: tuple[str, ...] = ("real", "paste", "poisson", "gan", "both")
+    gan_seeds: Mapping[int, int] = field(default_factory=dict)  # draw -> fits of its generator, 1 by default
+    ratio: float = RATIO  # synthetic crops per real one
+    steps: int = FINE_TUNING.steps  # of each arm
+    base_steps: int = BASE.steps
+    fit_steps: int = 500  # of a draw's generator, from the generic one
+    generic_steps: int = 1500  # of that one, on the other classes
+    samples: int = SAMPLES
+    fit: FitRecipe = PRESETS["cpu-64"]
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            needs_generator(arm)
+        if not self.draws or len(set(self.draws)) != len(self.draws) or min(self.draws) < 0:
+            raise UserError(f"draws {self.draws}: give different whole numbers from 0", USAGE)
+        if min(self.steps, self.base_steps, self.fit_steps, self.generic_steps, self.samples) < 1:
+            raise UserError("every part of a proof needs at least one step, and a set one sample", USAGE)
+
+    def runs(self) -> Iterator[tuple[str, int, int]]:
+        """Arm, draw and seed of the fit of all its runs, draw by draw."""
+        for draw in self.draws:
+            for arm in self.arms:
+                for seed in range(self.gan_seeds.get(draw, 1) if needs_generator(arm) else 1):
+                    yield arm, draw, seed
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A plan on its data: `work` holds nets, generators and synthetic sets, `out` one JSON per run."""
+
+    found: Rarity
+    plan: Plan
+    work: Path
+    out: Path
+
+    @property
+    def rare(self) -> str:
+        return self.found.defect_class
+
+    @property
+    def title(self) -> str:
+        return f"{self.found.data.root.name}-{self.rare}"
+
+    def results(self, tell: Tell, on_run: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+        """All runs of the plan, made where they are not there; what another process works on is left out."""
+        done = []
+        for arm, draw, seed in self.plan.runs():
+            one = self.result(arm, draw, seed, tell)
+            if one is not None:
+                done.append(one)
+                on_run(one)
+        return done
+
+    def choose_ratio(self, tell: Tell, methods: Sequence[str] = ("paste", "gan")) -> dict[str, Any]:
+        """The ratio with the highest mean IoU of the class on val over the methods, on a draw of its own."""
+        trials = []
+        for ratio in RATIOS:
+            with_ratio = replace(self, plan=replace(self.plan, ratio=ratio))
+            for method in methods:
+                one = with_ratio.result(method, TUNING_DRAW, 0, tell, split="val")
+                if one is None:
+                    raise UserError("another process chooses the ratio: begin when it is done")
+                trials.append({"ratio": ratio, "arm": method, "iou": one["iou"]})
+        means = {r: float(np.mean([t["iou"] for t in trials if t["ratio"] == r])) for r in RATIOS}
+        return {"ratio": max(means, key=lambda r: means[r]), "trials": trials}
+
+    def result(
+        self, arm: str, draw: int, seed: int, tell: Tell, split: str = "test"
+    ) -> dict[str, Any] | None:
+        """One run; None where another process works on it."""
+        plan = self.plan
+        k = "all" if plan.k is None else plan.k
+        name = f"{self.title}-k{k}-{arm}-d{draw}-s{seed}" + (
+            "" if split == "test" else f"-{split}-r{plan.ratio:g}"
+        )
+        path = self.out / f"{name}.json"
+        if (known := self._known(path, arm)) is not None:
+            return known
+        with _held(self.work / f"{name}.lock") as mine:
+            if not mine:
+                return None
+            if (known := self._known(path, arm)) is not None:
+                return known
+            started = time.monotonic()
+            base, rare = self.found.drawn(plan.k, draw)
+            added = [self._synthetic(method, base, rare, draw, seed, tell) for method in ARMS[arm]]
+            net = run_arm(
+                base,
+                rare,
+                added,
+                self._base(base, tell),
+                self.work / name,
+                ratio=plan.ratio,
+                recipe=replace(FINE_TUNING, steps=plan.steps, seed=draw),
+                on_step=lambda step, _: tell(name, step, plan.steps),
+            )
+            told = judged(net, self.found.data.of_split(split), self.rare)
+            one = {
+                "data": self.found.data.root.name,
+                "rare_class": self.rare,
+                "k": plan.k,
+                "arm": arm,
+                "draw": draw,
+                "gan_seed": seed if needs_generator(arm) else None,
+                "split": split,
+                "settings": self._settings(arm),
+                **told["figures"],
+                "scenes": [sample.group for sample in rare.samples],
+                "groups": told["groups"],
+                "counts": told["counts"],
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            _put(path, one)
+            shutil.rmtree(self.work / name)  # its checkpoints
+            return one
+
+    def _settings(self, arm: str) -> dict[str, Any]:
+        """What decides a result beside its arm, draw and seed."""
+        plan = self.plan
+        told: dict[str, Any] = {"steps": plan.steps, "base_steps": plan.base_steps}
+        if ARMS[arm]:
+            told |= {"ratio": plan.ratio, "samples": plan.samples}
+        if needs_generator(arm):
+            told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
+        return told
+
+    def _known(self, path: Path, arm: str) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            one: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            same = one["settings"] == self._settings(arm)
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: damaged: remove it, and it is made again") from None
+        if not same:
+            raise UserError(
+                f"{path}: made with {one['settings']}: choose another folder, or remove it", USAGE
+            )
+        return one
+
+    def _base(self, base: LabelledData, tell: Tell) -> Trained:
+        """The base net, the same for all draws and arms."""
+        plan, path = self.plan, self.work / f"{self.title}-base-{self.plan.base_steps}.safetensors"
+        classes = tuple("(never seen)" if name == self.rare else name for name in base.classes)
+        with _held(path.with_suffix(".lock"), wait=True):
+            if not path.is_file():
+                recipe = replace(BASE, steps=plan.base_steps)
+                trained = base_net(
+                    base,
+                    self.rare,
+                    path.with_suffix(""),
+                    recipe,
+                    on_step=lambda step, _: tell(f"{self.title}-base", step, plan.base_steps),
+                )
+                save_weights(path, trained.net)
+        build: Any = NETS[BASE.net]
+        net = build(len(classes), attention=BASE.attention)
+        load_weights(path, net)
+        return Trained(net, classes)
+
+    def _synthetic(
+        self, method: str, base: LabelledData, rare: LabelledData, draw: int, seed: int, tell: Tell
+    ) -> LabelledData:
+        """The set of a method for a draw; plain pastes take their marks from the draw's first generator."""
+        plan, fitted = self.plan, method in GENERATORS
+        generator = self._generator(
+            method if fitted else "gan", base, rare, draw, seed if fitted else 0, tell
+        )
+        folder = self.work / f"{generator.folder.name}-{method}-{plan.samples}"
+        with _held(folder.with_suffix(".lock"), wait=True):
+            return synthetic(method, generator, base, folder, seed=draw, samples=plan.samples)
+
+    def _generator(
+        self, kind: str, base: LabelledData, rare: LabelledData, draw: int, seed: int, tell: Tell
+    ) -> Generator:
+        """The generator of a draw, fine-tuned from the generic one."""
+        plan = self.plan
+        k = "all" if plan.k is None else plan.k
+        folder = self.work / f"{self.title}-k{k}-{kind}-d{draw}-s{seed}-{plan.generic_steps}-{plan.fit_steps}"
+        with _held(folder.with_suffix(".lock"), wait=True):
+            if folder.is_dir():
+                return open_generator(folder)
+            generic = self._generic(kind, base, tell)
+            held = tuple(sample for sample in self.found.data.samples if sample.split in ("val", "test"))
+            labels = LabelledData(base.root, base.classes, (*base.samples, *rare.samples, *held))
+            recipe = replace(self._recipe(kind), steps=plan.fit_steps, seed=seed)
+            made = fit_generator(
+                fit_data(labels, self.rare, begun=True),
+                folder,
+                recipe,
+                init=generic,
+                on_step=lambda step, _: tell(folder.name, step, plan.fit_steps),
+            )
+            assert made is not None  # it was not stopped
+            return made
+
+    def _generic(self, kind: str, base: LabelledData, tell: Tell) -> Generator:
+        """A generator of the other classes: it never saw the rare one."""
+        plan = self.plan
+        folder = self.work / f"{self.title}-generic-{kind}-{plan.generic_steps}"
+        with _held(folder.with_suffix(".lock"), wait=True):
+            if folder.is_dir():
+                return open_generator(folder)
+            others = [name for name in base.classes if name != self.rare]
+            recipe = replace(self._recipe(kind), steps=plan.generic_steps, rare_share=1 / len(others))
+            made = fit_generator(
+                fit_data(base, others[0], fewest=1),
+                folder,
+                recipe,
+                on_step=lambda step, _: tell(folder.name, step, plan.generic_steps),
+            )
+            assert made is not None  # it was not stopped
+            return made
+
+    def _recipe(self, kind: str) -> FitRecipe:
+        return replace(self.plan.fit, **GENERATORS[kind])
+
+
+def _put(path: Path, one: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(one, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def _held(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process holds the lock, until the block ends; with `wait` it does in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def write_summary(
+    folder: Path, plan: Plan, results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """summary.json: the plan, the runs without their counts, and what is shown."""
+    told = {
+        "plan": json.loads(json.dumps(asdict(plan))),
+        "rows": [{name: one[name] for name in ROW} for one in results],
+        "summary": list(rows),
+    }
+    _put(folder / "summary.json", told)

@@ -1,0 +1,303 @@
+"""What is wrong with a synthetic set: labels that do not hold, copies, sameness, distance to real defects."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labelled_folder import Incoming, LabelledImage, write_labels
+from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_labels
+from rollsight.inspect.recipe import Recipe
+from rollsight.inspect.train import train
+from rollsight.synth.arms import net_logits
+from rollsight.synth.compose import PROVENANCE, contrast_at, open_provenance
+from rollsight.synth.features import (
+    COPY_CORRELATION,
+    COPY_RATIO,
+    Crop,
+    Features,
+    crop_of,
+    kid,
+    largest_correlation,
+    nearest_ratio,
+    spread,
+)
+from rollsight.synth.mask_bank import Bools, Mark, marks_of
+from rollsight.synth.patches import Scene, class_value, clean_places, read_scenes
+from scipy import ndimage
+from torch import nn
+
+KEPT = 0.5  # of the paste's contrast: below it the label is wrong
+AREA = (
+    0.5,
+    2.0,
+)  # area at half contrast over the mask's: outside, the label has another size than the defect
+AREA_REACH_PX = 3  # around the mask that is looked at for it
+DISAGREES, EASY = 0.1, 0.9  # IoU with the cross-fitted segmenter
+EASY_SHARE = 0.5  # of what is kept that may be easy, at most
+MOST_CROPS = 300  # of a set
+JUDGE = Recipe(net="fast", attention="none", mosaic=1, batch=12, balanced=0.5, small_weight=0.0, fewest=0)
+CLEAN_PX = 48  # side of the clean windows of the ceiling
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One sample and why it is dropped, "" where it is kept."""
+
+    image: str
+    dropped: str
+    kept_contrast: float  # the least of its marks
+    area: float  # of the mark whose ratio is farthest from 1
+    agreement: float  # least IoU with the segmenter; nan where none was trained
+    box: tuple[int, int, int, int]  # of its first mark
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """All that a check found."""
+
+    samples: list[Judged]
+    figures: dict[str, Any]
+    made: list[Crop]
+    real: list[Crop]  # of held-out images
+
+
+def check_set(
+    folder: Path,
+    labels: LabelledData,
+    run: Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Check:
+    """Look at every sample of a synthetic folder beside the labelled data it was made of.
+
+    steps: of each of the two cross-fitted segmenters, 0 for none. Held-out crops are of the val split: the
+    test split is for proofs. UserError where the folder is no synthetic one or holds another class.
+    """
+    lines, made = open_provenance(folder), open_labels(folder)
+    if made.classes != labels.classes:
+        raise UserError(
+            f"{folder}: classes {', '.join(made.classes)}, {labels.root} has others: give its labels"
+        )
+    name = str(lines[0]["class"])
+    value = class_value(labels.classes, name, labels.root)
+    scenes = read_scenes(labels.of_split("train"))
+    nets = _cross_fitted(labels, lines, run, steps, seed, on_step) if steps else {}
+    samples = {sample.image.name: sample for sample in made.samples if isinstance(sample, ImageFile)}
+    judged, crops = [], []
+    for line in lines:
+        sample = samples.get(Path(line["image"]).name)
+        if sample is None:
+            raise UserError(f"{folder}: no image {line['image']} of its provenance: make the data again")
+        image, mask = sample.read()
+        judged.append(_judge(line, image[0], mask == value, nets, value))
+        crops += [crop_of(image[0], tuple(mark["box"])) for mark in line["marks"]]
+    judged = _few_easy(judged)
+    train_marks = [mark for mark in marks_of(scenes, labels.classes) if mark.defect_class == name]
+    held_scenes = _held_scenes(labels)
+    held_marks = [mark for mark in marks_of(held_scenes, labels.classes) if mark.defect_class == name]
+    sets = {
+        "made": _some(crops, seed),
+        "train": _some(_crops(train_marks, scenes), seed),
+        "held": _some(_crops(held_marks, held_scenes), seed),
+        "clean": _clean(scenes, seed),
+    }
+    return Check(judged, _figures(judged, sets), sets["made"], sets["held"])
+
+
+def _judge(
+    line: dict[str, Any], image: NDArray[np.float32], inside: Bools, nets: dict[str, Any], value: int
+) -> Judged:
+    areas, agreements = [], []
+    for mark in line["marks"]:
+        x0, y0, x1, y1 = mark["box"]
+        own = np.zeros_like(inside)
+        own[y0:y1, x0:x1] = inside[y0:y1, x0:x1]
+        areas.append(area_ratio(image, own, inside & ~own))
+        if nets:
+            found = nets[mark["group"]](image)
+            near = ndimage.binary_dilation(own, iterations=8)
+            both, either = (found & own).sum(), ((found & near) | own).sum()
+            agreements.append(both / max(either, 1))
+    kept = min(mark["contrast_kept"] for mark in line["marks"])
+    area = max(areas, key=lambda ratio: abs(math.log(max(ratio, 1e-3))))
+    agreement = min(agreements) if agreements else math.nan
+    dropped = ""
+    if kept < KEPT:
+        dropped = "contrast lost"
+    elif not AREA[0] <= area <= AREA[1]:
+        dropped = "other size than its label"
+    elif agreement < DISAGREES:
+        dropped = "segmenter does not see it"
+    box = line["marks"][0]["box"]
+    return Judged(line["image"], dropped, kept, area, agreement, (box[0], box[1], box[2], box[3]))
+
+
+def area_ratio(image: NDArray[np.float32], inside: Bools, others: Bools) -> float:
+    """Area at half of the mark's contrast, within 3 px of it, over the mask's: 1 where both are the same.
+
+    Where a mark has no contrast of its mean, texture alone tells it, and nothing is said: 1.
+    """
+    level = contrast_at(image, inside)
+    around = ndimage.binary_dilation(inside, iterations=AREA_REACH_PX) & ~others
+    ring = around & ~inside
+    if abs(level) < 0.03 or not ring.any():
+        return 1.0
+    beyond = (image - image[ring].mean()) * np.sign(level) > abs(level) / 2
+    return float((beyond & around).sum() / inside.sum())
+
+
+def _few_easy(judged: list[Judged]) -> list[Judged]:
+    """Easy samples beyond their share are dropped, the easiest first: what a net knows teaches it little."""
+    kept = [one for one in judged if not one.dropped]
+    easy = sorted((one for one in kept if one.agreement > EASY), key=lambda one: -one.agreement)
+    hard = len(kept) - len(easy)
+    over = max(0, len(easy) - math.floor(hard * EASY_SHARE / (1 - EASY_SHARE))) if hard else 0
+    dropped = {one.image for one in easy[:over]}
+    return [replace(one, dropped="too easy") if one.image in dropped else one for one in judged]
+
+
+def _cross_fitted(
+    labels: LabelledData,
+    lines: list[dict[str, Any]],
+    run: Path,
+    steps: int,
+    seed: int,
+    on_step: Callable[[int, int], None] | None,
+) -> dict[str, Callable[[NDArray[np.float32]], Bools]]:
+    """Of each source group a segmenter that never saw it: the groups are dealt to two folds."""
+    value = class_value(labels.classes, str(lines[0]["class"]), labels.root)
+    sources = sorted({mark["group"] for line in lines for mark in line["marks"]})
+    if len(sources) < 2:
+        raise UserError(f"one source group, {sources[0]!r}: a cross-fitted net needs two: give --steps 0")
+    learned = labels.of_split("train")
+    judges: dict[str, Callable[[NDArray[np.float32]], Bools]] = {}
+    for fold in (0, 1):
+        away = set(sources[fold::2])
+        kept = tuple(sample for sample in learned.samples if sample.group not in away)
+
+        def told(step: int, _: dict[str, float], done: int = fold * steps) -> None:
+            if on_step is not None:
+                on_step(done + step, 2 * steps)
+
+        net = train(
+            [LabelledData(labels.root, labels.classes, kept)],
+            run / f"fold-{fold}",
+            replace(JUDGE, steps=steps, seed=seed),
+            on_step=told,
+        )
+
+        judges.update(dict.fromkeys(away, partial(_sees, net, value)))
+    return judges
+
+
+def _sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
+    """Where a net sees a class on an image (H, W)."""
+    found: Bools = net_logits(net, image[None]).argmax(axis=0) == value
+    return found
+
+
+def _held_scenes(labels: LabelledData) -> list[Scene]:
+    """The val split's scenes; none where there is no such split."""
+    scenes: list[Scene] = []
+    for sample in labels.samples:
+        if sample.split == "val":
+            image, mask = sample.read()
+            scenes.append(Scene(image[0], mask, f"{len(scenes)}", sample.group))
+    return scenes
+
+
+def _crops(marks: list[Mark], scenes: list[Scene]) -> list[Crop]:
+    images = {scene.name: scene.image for scene in scenes}
+    crops = []
+    for mark in marks:
+        ys, xs = np.nonzero(mark.inside)
+        y, x = mark.origin
+        box = (int(xs.min()) + x, int(ys.min()) + y, int(xs.max()) + x + 1, int(ys.max()) + y + 1)
+        crops.append(crop_of(images[mark.source], box))
+    return crops
+
+
+def _clean(scenes: list[Scene], seed: int) -> list[Crop]:
+    rng = np.random.default_rng(seed)
+    crops = []
+    for place in clean_places([scene for scene in scenes if not (scene.mask == IGNORE).all()], CLEAN_PX):
+        y, x = place.origins[rng.integers(len(place.origins))].tolist()
+        crops.append(crop_of(place.scene.image, (x + 8, y + 8, x + CLEAN_PX - 8, y + CLEAN_PX - 8)))
+    return _some(crops, seed)
+
+
+def _some(crops: list[Crop], seed: int) -> list[Crop]:
+    chosen = np.random.default_rng(seed).permutation(len(crops))[:MOST_CROPS]
+    return [crops[int(i)] for i in chosen]
+
+
+def _figures(judged: list[Judged], sets: dict[str, list[Crop]]) -> dict[str, Any]:
+    """The figures of a check; None where a set is too small for one."""
+    features = Features()
+    of = {name: features(crops) for name, crops in sets.items() if crops}
+    dropped: dict[str, int] = {}
+    for one in judged:
+        if one.dropped:
+            dropped[one.dropped] = dropped.get(one.dropped, 0) + 1
+    kept = [one for one in judged if not one.dropped]
+    told: dict[str, Any] = {
+        "samples": len(judged),
+        "kept": len(kept),
+        "dropped": dropped,
+        "least_contrast_kept": min((one.kept_contrast for one in kept), default=None),
+        "crops": {name: len(crops) for name, crops in sets.items()},
+        "kid": {},
+        "nearest_ratio": None,
+        "nearest_alarm": COPY_RATIO,
+        "copies": None,
+        "diversity": {name: _number(spread(of[name])) for name in ("made", "train", "held") if name in of},
+    }
+    if "held" in of:
+        for name, first in (("made", "made"), ("real, the floor", "train"), ("clean, the ceiling", "clean")):
+            if first in of:
+                mean, deviation = kid(of[first], of["held"])
+                told["kid"][name] = {"mean": _number(mean), "spread": _number(deviation)}
+        told["nearest_ratio"] = _number(nearest_ratio(of["made"], of["train"], of["held"]))
+    if sets["train"]:
+        correlation = largest_correlation(sets["made"], sets["train"])
+        told["copies"] = {
+            "median_correlation": float(np.median(correlation)),
+            "share": float((correlation >= COPY_CORRELATION).mean()),
+        }
+    return told
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def write_kept(folder: Path, check: Check, out: Path) -> int:
+    """Write the new folder `out` with the samples that were kept, and their provenance; how many they are."""
+    dropped = {Path(one.image).name for one in check.samples if one.dropped}
+    data = open_labels(folder)
+    kept = [s for s in data.samples if isinstance(s, ImageFile) and s.image.name not in dropped]
+    if not kept:
+        raise UserError(f"{folder}: the check drops all {len(check.samples)} samples: nothing to write")
+    images = (
+        LabelledImage(
+            PurePosixPath(s.image.name), s.image.read_bytes(), s.read()[1], s.split, s.group, s.source
+        )
+        for s in kept
+    )
+    lines = [line for line in open_provenance(folder) if Path(line["image"]).name not in dropped]
+
+    def beside(staging: Path) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (staging / PROVENANCE).write_text(text, encoding="utf-8")
+
+    write_labels(out, Incoming(data.classes, len(kept), iter(images)), beside=beside)
+    return len(kept)

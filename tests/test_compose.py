@@ -1,0 +1,152 @@
+"""Synthetic data: labels right by construction, every sample can be made again, nothing of val or test."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import open_labels
+from rollsight.inspect.rolls import RollWriter, Strip
+from rollsight.synth.backgrounds import open_backgrounds
+from rollsight.synth.compose import Order, make_data, make_sample, open_provenance
+from rollsight.synth.fitting import fit_data, fit_generator
+from rollsight.synth.generator import KEEP, kept_contrast
+from rollsight.synth.placing import Density
+
+
+@pytest.fixture(scope="module")
+def generator(few_scenes, small_fit, tmp_path_factory):
+    """A generator of scratches after a few steps, whose editor changes as much as it may."""
+    folder = tmp_path_factory.mktemp("generators") / "scratch"
+    made = fit_generator(fit_data(open_labels(few_scenes), "scratch"), folder, small_fit)
+    made.editor.last.weight.data.mul_(30)
+    return made
+
+
+@pytest.fixture(scope="module")
+def steel(few_scenes, generator):
+    return open_backgrounds([few_scenes], generator.card.data_classes, generator.card.held_groups)
+
+
+@pytest.mark.parametrize("method", ["gan", "paste", "poisson"])
+def test_samples_are_labelled_data_that_train_reads(method, generator, steel, tmp_path):
+    written, card = make_data(generator, steel, Order(seed=3, method=method), 4, tmp_path / "made")
+
+    data = open_labels(tmp_path / "made")
+    assert written.counts["train"]["scratch"] == 4 == len(data.samples)
+    assert data.classes == ("pit", "scratch")
+    lines = open_provenance(tmp_path / "made")
+    for sample, line in zip(data.samples, lines, strict=True):
+        image, mask = sample.read()
+        assert sample.group == line["background"]["group"]
+        assert image.shape[1:] == mask.shape == (96, 90)
+        for mark in line["marks"]:
+            x0, y0, x1, y1 = mark["box"]
+            assert (mask[y0:y1, x0:x1] == 2).sum() >= mark["area_px"] > 0
+            assert mark["group"] in ("piece-1", "piece-3", "piece-5")
+    assert card["samples"] == 4 and card["marks"] == sum(len(line["marks"]) for line in lines)
+    assert json.loads((tmp_path / "made" / "dataset.json").read_text()) == card
+
+
+def test_any_sample_is_made_again_alone_with_the_same_bits(generator, steel, tmp_path):
+    order = Order(seed=11)
+    make_data(generator, steel, order, 5, tmp_path / "made")
+    lines = open_provenance(tmp_path / "made")
+
+    for line in reversed(lines):
+        again = make_sample(generator, steel, order, line["index"])
+        assert again.provenance["sha256"] == line["sha256"]
+        with Image.open(tmp_path / "made" / line["image"]) as kept:
+            np.testing.assert_array_equal(np.asarray(kept), again.image)
+    assert len({line["sha256"] for line in lines}) == 5
+    assert make_sample(generator, steel, Order(seed=12), 0).provenance["sha256"] != lines[0]["sha256"]
+
+
+def test_methods_put_the_same_marks_at_the_same_places(generator, steel):
+    """So that arms of a proof are paired: they differ in how the mark is drawn, not in which and where."""
+    made = [make_sample(generator, steel, Order(method=method), 1) for method in ("paste", "poisson")]
+
+    first, second = ([mark["place"] for mark in one.provenance["marks"]] for one in made)
+    assert first == second
+    np.testing.assert_array_equal(made[0].mask, made[1].mask)
+    assert (made[0].image != made[1].image).any()
+
+
+def test_an_edited_sample_keeps_its_steel_and_its_contrast(generator, steel):
+    for index in range(6):
+        made = make_sample(generator, steel, Order(), index)
+        away = np.ones(made.mask.shape, dtype=bool)
+        for inside in made.marks:
+            ys, xs = np.nonzero(inside)
+            away[max(0, ys.min() - 6) : ys.max() + 7, max(0, xs.min() - 6) : xs.max() + 7] = False
+            assert kept_contrast(made.start, made.image / np.float32(255), inside) > KEEP - 0.03
+        background = next(
+            scene for scene in steel.scenes if scene.name == made.provenance["background"]["name"]
+        )
+        np.testing.assert_array_equal(made.image[away], np.round(background.image * 255)[away])
+
+
+def test_the_labels_of_the_steel_stay_and_nothing_overlaps_them(generator, steel):
+    for index in range(6):
+        made = make_sample(generator, steel, Order(method="paste"), index)
+        background = next(
+            scene for scene in steel.scenes if scene.name == made.provenance["background"]["name"]
+        )
+        labelled = background.mask > 0
+        np.testing.assert_array_equal(made.mask[labelled], background.mask[labelled])
+
+
+def test_clean_windows_of_a_roll_are_steel_and_its_dark_sides_are_unknown(generator, tmp_path):
+    image = np.random.default_rng(0).normal(110, 4, (1, 600, 400)).clip(60, 255).astype(np.uint8)
+    image[:, :, :30] = 0
+    strip = Strip(roll_id="coil-1", side="top", lighting=("bright",), mm_per_px_x=0.8, mm_per_line=1.0)
+    with RollWriter(tmp_path / "coil-1.zarr", strip, 400, np.uint8, total_lines=600) as writer:
+        writer.append(image)
+        writer.close()
+    steel = open_backgrounds([tmp_path / "coil-1.zarr"], generator.card.data_classes, ())
+
+    made = [make_sample(generator, steel, Order(density=Density("lane", lane=0.5)), i) for i in range(6)]
+
+    for one in made:
+        x = one.provenance["background"]["x"]
+        assert one.image.shape == (256, 256) and one.group == "coil-1"
+        assert (one.mask[:, : max(0, 30 - x)] == 255).all() and not (one.mask[:, 30:] == 255).any()
+        assert (one.mask == 2).any()
+
+
+def test_sources_of_val_and_test_and_no_sources_are_refused(few_scenes, generator, tmp_path):
+    rows = list(csv.reader((few_scenes / "manifest.csv").open()))
+    other = tmp_path / "relabelled"
+    other.mkdir()
+    for name in ("6.png", "6_mask.png", "classes.json"):
+        (other / name).write_bytes((few_scenes / name).read_bytes())
+    row = next(row for row in rows if row[0] == "6.png")
+    with (other / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0], [*row[:2], "train", row[3]]])
+    classes, held = generator.card.data_classes, generator.card.held_groups
+
+    with pytest.raises(UserError, match="backgrounds: group 'piece-6' is in val or test"):
+        open_backgrounds([other], classes, held)
+    with pytest.raises(UserError, match=r"no backgrounds \(none given\): give --backgrounds"):
+        open_backgrounds([], classes, held)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no backgrounds \(.*empty\)"):
+        open_backgrounds([tmp_path / "empty"], classes, held)
+
+
+def test_steel_on_which_nothing_shows_ends_in_one_line(generator, tmp_path):
+    Image.fromarray(np.zeros((96, 96), dtype=np.uint8)).save(tmp_path / "black.png")
+    steel = open_backgrounds([tmp_path], generator.card.data_classes, ())
+
+    with pytest.raises(UserError, match=r"sample 0: 40 attempts without one to keep \(faint 40\)"):
+        make_sample(generator, steel, Order(), 0)
+
+
+def test_damaged_provenance_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="this is no folder made by `inspect synth make`"):
+        open_provenance(tmp_path)
+    (tmp_path / "provenance.jsonl").write_text('{"image": 1')
+    with pytest.raises(UserError, match="damaged"):
+        open_provenance(tmp_path)

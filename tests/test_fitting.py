@@ -1,0 +1,169 @@
+"""A fit: resumes bit by bit, stops where a loss is no number, tells of what it cannot use."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import open_labels
+from rollsight.synth.adversarial import STATE, read_state
+from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
+from rollsight.synth.fitting import fit_data, fit_generator
+from rollsight.synth.generator import WEIGHTS, open_generator
+
+
+@pytest.fixture
+def scenes(few_scenes, tmp_path):
+    """A copy of them that a test may change."""
+    return shutil.copytree(few_scenes, tmp_path / "scenes")
+
+
+def weights(folder):
+    parts, _ = read_state(folder / WEIGHTS)
+    return {f"{part}/{key}": t for part, of in parts.items() for key, t in of.items()}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rollsight.inspect.labels import open_labels
+from rollsight.synth.fit_recipe import FitRecipe
+from rollsight.synth.fitting import fit_data, fit_generator
+recipe = FitRecipe(
+    steps=6, size_px=32, editor=(8, 12), judge=(8, 12, 16), batch=2, checkpoint_every=2, penalty_every=2
+)
+found = fit_data(open_labels(Path(sys.argv[1])), "scratch")
+stop = lambda step, _: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None
+fit_generator(found, Path(sys.argv[2]), recipe, on_step=stop)
+"""
+
+
+def test_a_fit_that_was_killed_ends_with_the_same_bits(scenes, tmp_path, small_fit):
+    found = fit_data(open_labels(scenes), "scratch")
+    whole = fit_generator(found, tmp_path / "whole", small_fit)
+
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, scenes, tmp_path / "killed"], check=False, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / ".killed.fit" / STATE).is_file() and not (tmp_path / "killed").exists()
+    resumed = fit_generator(found, tmp_path / "killed", small_fit)
+
+    first, second = weights(whole.folder), weights(resumed.folder)
+    assert first.keys() == second.keys() and len(first) > 50
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert whole.hash == resumed.hash
+    curve = (resumed.folder / "fitting" / "curve.csv").read_text()
+    assert curve == (whole.folder / "fitting" / "curve.csv").read_text()
+    assert [line.split(",")[0] for line in curve.splitlines()] == ["step", "2", "4", "6"]
+    with Image.open(resumed.folder / "fitting" / "samples-000006.png") as sheet:
+        assert sheet.size == (2 * 34 * 10, 2 * 34 * 5)
+    assert not list(tmp_path.glob(".*.fit"))
+
+
+def test_the_card_says_what_was_learned_from_and_what_was_held_back(scenes, tmp_path, small_fit):
+    generator = fit_generator(
+        fit_data(open_labels(scenes), "scratch"), tmp_path / "g", replace(small_fit, steps=1)
+    )
+
+    card = generator.card
+    assert (card.classes, card.scenes, card.components) == (("pit", "scratch"), 3, 3)
+    assert card.held_groups == ("piece-6", "piece-7")
+    assert {mark.group for mark in generator.bank.marks} == {"piece-1", "piece-3", "piece-5"}
+    assert str(tmp_path) not in (generator.folder / "card.json").read_text()
+
+
+def test_few_components_need_other_classes_or_a_generator_to_begin_from(scenes, tmp_path, small_fit):
+    labels = open_labels(scenes)
+
+    assert (
+        "3 components, 30 are needed from scratch: learned with the help of 1 other"
+        in fit_data(labels, "scratch").note
+    )
+    with pytest.raises(UserError, match="leave --alone out, so that other classes help, or give --init"):
+        fit_data(labels, "scratch", alone=True)
+    base = fit_generator(fit_data(labels, "pit"), tmp_path / "base", replace(small_fit, steps=2))
+    tuned = fit_generator(
+        fit_data(labels, "scratch", alone=True, begun=True),
+        tmp_path / "t",
+        replace(small_fit, steps=1),
+        init=base,
+    )
+
+    assert tuned.card.begun_from == base.hash and tuned.card.classes == ("scratch",)
+    before, after = weights(base.folder), weights(tuned.folder)
+    assert (before["average/stem.weight"] - after["average/stem.weight"]).abs().max() < 0.01
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_in_one_line(scenes, tmp_path, small_fit):
+    found = fit_data(open_labels(scenes), "scratch")
+    assert fit_generator(found, tmp_path / "g", small_fit, stop_after=2) is None
+    hot = replace(small_fit, learning_rate=(1e30, 1e30))
+
+    with pytest.raises(UserError, match=r"step \d+: the loss of the (judge|editor) is (nan|inf)"):
+        fit_generator(found, tmp_path / "hot", hot)
+    assert fit_generator(found, tmp_path / "g", small_fit) is not None
+
+
+def test_a_damaged_checkpoint_and_another_fits_are_refused(scenes, tmp_path, small_fit):
+    found = fit_data(open_labels(scenes), "scratch")
+    fit_generator(found, tmp_path / "g", small_fit, stop_after=2)
+    state = tmp_path / ".g.fit" / STATE
+
+    with pytest.raises(UserError, match="of a fit with other options or data: choose another --name"):
+        fit_generator(found, tmp_path / "g", replace(small_fit, seed=1))
+    state.write_bytes(state.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"not a checkpoint of a fit .*: remove it and fit from the start"):
+        fit_generator(found, tmp_path / "g", small_fit)
+
+
+def test_a_generator_whose_files_do_not_belong_together_is_refused(scenes, tmp_path, small_fit):
+    folder = fit_generator(
+        fit_data(open_labels(scenes), "scratch"), tmp_path / "g", replace(small_fit, steps=1)
+    ).folder
+    (folder / WEIGHTS).write_bytes(b"no weights")
+
+    with pytest.raises(UserError, match="missing or not the file its card names: fit the generator again"):
+        open_generator(folder)
+    (folder / "card.json").write_text("{}")
+    with pytest.raises(UserError, match="not the card of a generator"):
+        open_generator(folder)
+    with pytest.raises(UserError, match="no generator: make one with `inspect synth fit`"):
+        open_generator(tmp_path / "none")
+
+
+def test_empty_masks_and_one_px_defects_are_one_clear_line(scenes, small_fit):
+    for i in range(6):
+        mask = np.zeros((96, 90), dtype=np.uint8)
+        mask[5, 5] = i % 2  # one px of pit
+        Image.fromarray(mask).save(scenes / f"{i}_mask.png")
+    labels = open_labels(scenes)
+
+    with pytest.raises(UserError, match="class 'scratch': 0 train images hold it and no component is 2 px"):
+        fit_data(labels, "scratch")
+    with pytest.raises(UserError, match="class 'pit': 3 train images hold it and no component is 2 px or"):
+        fit_data(labels, "pit")
+    with pytest.raises(UserError, match="class 'dent' is not known"):
+        fit_data(labels, "dent")
+
+
+def test_without_any_clean_steel_backgrounds_are_asked_for(scenes, tmp_path, small_fit):
+    for i in range(6):
+        mask = np.full((96, 90), 255, dtype=np.uint8)
+        mask[40:50, 40:44] = 1 + i % 2
+        Image.fromarray(mask).save(scenes / f"{i}_mask.png")
+
+    with pytest.raises(UserError, match=r"no clean window of 32 px .*: give --backgrounds"):
+        fit_generator(fit_data(open_labels(scenes), "scratch"), tmp_path / "g", small_fit)
+
+
+@pytest.mark.parametrize("change", [{"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}])
+def test_a_recipe_that_cannot_be_followed_is_refused(change, small_fit):
+    with pytest.raises(UserError):
+        check_fit_recipe(replace(FitRecipe(), **change))

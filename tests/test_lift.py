@@ -1,0 +1,118 @@
+"""The proof's arithmetic: draws that nest, paired intervals with known answers, nothing shown by chance."""
+
+import numpy as np
+import pytest
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import open_labels
+from rollsight.inspect.metrics import Tally
+from rollsight.synth.arms import figures, needs_generator, rare_counts
+from rollsight.synth.draws import rarity
+from rollsight.synth.lift import COUNTS, lift, summary
+from rollsight.synth.proof import Plan
+
+
+def run(hits: np.ndarray) -> np.ndarray:
+    """Counts of a run that finds `hits` of 100 px and, of 10 components, a tenth of that, in each group."""
+    hits = np.asarray(hits, dtype=np.float64)
+    full = np.full_like(hits, 100)
+    return np.stack([hits, full, full / 10, hits / 10, hits / 10, hits / 10], axis=1)
+
+
+def test_a_lift_in_every_draw_and_group_is_its_own_interval():
+    first = {d: [run(np.full(20, 40 + 5 * d))] for d in range(4)}
+    second = {d: [run(np.full(20, 50 + 5 * d))] for d in range(4)}
+
+    told = lift(first, second, "iou")
+
+    assert told["difference"] == pytest.approx(0.1)
+    assert told["low"] == pytest.approx(0.1) and told["high"] == pytest.approx(0.1)  # draws are paired
+    assert lift(first, second, "f1_h")["difference"] > 0.05
+
+
+def test_draws_that_disagree_widen_the_interval_beyond_0():
+    rng = np.random.default_rng(0)
+    first = {d: [run(np.full(20, 50))] for d in range(4)}
+    second = {d: [run(np.full(20, 50 + gain))] for d, gain in enumerate((20, -8, 3, -3))}
+    spread = {d: [run(rng.uniform(20, 80, 20)), run(rng.uniform(20, 80, 20))] for d in range(4)}
+
+    told, by_groups = lift(first, second, "iou"), lift(first, spread, "iou")
+
+    assert told["low"] < 0 < told["difference"] < told["high"]
+    assert by_groups["low"] < by_groups["difference"] < by_groups["high"]
+    assert lift(first, second, "iou") == told  # the same draws each time
+
+
+def test_fewer_than_three_paired_draws_give_no_interval():
+    first, second = {0: [run([50.0])], 7: [run([50.0])]}, {0: [run([60.0])], 1: [run([90.0])]}
+
+    told = lift(first, second, "iou")
+
+    assert told == {"difference": pytest.approx(0.1), "low": None, "high": None, "draws": 1}
+
+
+def result(arm: str, draw: int, hits: float, alarms: float = 1.0) -> dict:
+    counts = dict(zip(COUNTS, run(np.full(9, hits)).T.tolist(), strict=True))
+    told = {"data": "d", "rare_class": "c", "k": 10, "gan_seed": None, "iou": hits / 100, "f1_h": hits / 100}
+    return {**told, "arm": arm, "draw": draw, "fa_per_mpx": alarms, "counts": counts}
+
+
+def test_a_gan_is_held_against_the_best_arm_without_one():
+    results = [result("real", d, 40) for d in range(3)] + [result("paste", d, 60) for d in range(3)]
+    better = [result("gan", d, 65) for d in range(3)]
+    alarming = [result("gan", d, 65, alarms=2.0) for d in range(3)]
+
+    [row] = summary(results + better)
+    [same] = summary(results + [result("gan", d, 60) for d in range(3)])
+    [louder] = summary(results + alarming)
+
+    assert (row["best_without_gan"], row["shown"]) == ("paste", True)
+    assert row["difference"] == pytest.approx(0.05)
+    assert not same["shown"] and not louder["shown"]
+
+
+def test_draws_of_fewer_scenes_are_part_of_larger_ones_and_no_other_scene_holds_the_class(few_scenes):
+    found = rarity(open_labels(few_scenes), "scratch")
+
+    base, two = found.drawn(2, 0)
+    one = found.drawn(1, 0)[1]
+
+    assert {sample.group for sample in base.samples} == {"piece-0", "piece-2", "piece-4"}
+    assert one.samples[0] in two.samples and len(two.samples) == 2
+    assert found.drawn(2, 0)[1] == two
+    assert len({found.drawn(1, draw)[1].samples for draw in range(12)}) == 3
+    assert len(found.drawn(None, 0)[1].samples) == 3
+    with pytest.raises(UserError, match="3 train images hold scratch alone, 4 were asked for"):
+        found.drawn(4, 0)
+    with pytest.raises(UserError, match="class 'dent' is not known"):
+        rarity(open_labels(few_scenes), "dent")
+
+
+def test_alarms_count_on_images_without_the_class_only():
+    whole, clean = Tally(("pit", "scratch")), Tally(("pit", "scratch"))
+    truth, found = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    truth[5:15, 5:15], found[5:15, 5:10], found[30:35, 30:35] = 2, 2, 2
+    whole.add(truth, found, found, "a")
+    for tally in (whole, clean):
+        tally.add(truth * 0, found, found, "b")
+
+    told, counts = figures(whole, clean, "scratch"), rare_counts(whole, clean, 2)
+
+    # truth 100 px; found 50 + 25 on the one image, 75 on the other
+    assert told["iou"] == pytest.approx(50 / (100 + 25 + 75))
+    assert told["fa_per_mpx"] == pytest.approx(2 / (1600 / 1e6))
+    assert told["f1_h"] == pytest.approx(2 * 1 * 0.25 / 1.25)
+    assert (counts["both"], counts["either"], counts["alarms"]) == ([50, 0], [125, 75], [0, 2])
+    assert told["recall_by_size"]["small"] == {"recall": None, "n": 1}
+
+
+def test_a_plan_counts_its_runs_and_refuses_what_it_cannot_do():
+    plan = Plan(draws=(0, 1), arms=("real", "paste", "gan", "whole"), gan_seeds={1: 2})
+
+    runs = list(plan.runs())
+
+    assert len(runs) == 4 + 6 and ("gan", 1, 1) in runs and ("paste", 1, 1) not in runs
+    assert needs_generator("both") == {"gan"} and needs_generator("poisson") == set()
+    with pytest.raises(UserError, match="arm 'magic': it must be one of real, paste"):
+        Plan(arms=("magic",))
+    with pytest.raises(UserError, match="at least one step"):
+        Plan(fit_steps=0)

@@ -1,0 +1,86 @@
+"""A proof as a whole, of a step or two: added and never replacing, paired, going on where it stopped."""
+
+import json
+
+import numpy as np
+import pytest
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import open_labels
+from rollsight.inspect.recipe import Recipe
+from rollsight.inspect.sampling import Sampler
+from rollsight.inspect.train import train
+from rollsight.inspect.training_data import read_sources
+from rollsight.synth.draws import rarity
+from rollsight.synth.proof import Plan, Proof, write_summary
+
+
+@pytest.fixture
+def proof(few_scenes, small_fit, tmp_path):
+    plan = Plan(
+        k=2,
+        draws=(0,),
+        arms=("real", "both"),
+        steps=2,
+        base_steps=1,
+        fit_steps=1,
+        generic_steps=1,
+        samples=3,
+        fit=small_fit,
+    )
+    return Proof(rarity(open_labels(few_scenes), "scratch"), plan, tmp_path / "work", tmp_path / "runs")
+
+
+def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_path):
+    told = []
+    results = proof.results(lambda *step: told.append(step), lambda _: None)
+
+    assert [one["arm"] for one in results] == ["real", "both"]
+    files = sorted((tmp_path / "runs").iterdir())
+    assert [path.name for path in files] == [
+        "scenes-scratch-k2-both-d0-s0.json",
+        "scenes-scratch-k2-real-d0-s0.json",
+    ]
+    assert all(path.stat().st_size < 4000 for path in files)
+    assert results[0]["scenes"] == results[1]["scenes"] and len(results[0]["scenes"]) == 2
+    for method in ("paste", "gan"):
+        [made] = (tmp_path / "work").glob(f"*-d0-s0-*-{method}-3")
+        groups = {
+            mark["group"]
+            for line in (made / "provenance.jsonl").read_text().splitlines()
+            for mark in json.loads(line)["marks"]
+        }
+        assert groups <= set(results[0]["scenes"])  # made of this draw's scenes only
+
+    told.clear()
+    assert proof.results(lambda *step: told.append(step), lambda _: None) == results
+    assert told == []
+    write_summary(tmp_path, proof.plan, results, [])
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["real", "both"] and "counts" not in rows[0]
+
+    files[0].write_text("{")
+    with pytest.raises(UserError, match="damaged: remove it, and it is made again"):
+        proof.results(lambda *_: None, lambda _: None)
+
+
+def test_synthetic_crops_are_added_and_end_before_the_last_steps(few_scenes):
+    data = open_labels(few_scenes).of_split("train")
+    recipe = Recipe(net="fast", steps=10, batch=8, mosaic=1, crop_px=64)
+    sources = read_sources([data, data], data.classes, recipe, [5, 3], [])
+    sampler = Sampler(sources, recipe, until=[1.0, 0.8])
+
+    assert [sampler.bounds_at(step) for step in (0, 7, 8, 9)] == [[5, 8], [5, 8], [5], [5]]
+    assert [len(sampler.batch(step).images) for step in (7, 8)] == [8, 5]
+    first, last = sampler.crops(7), sampler.crops(8)
+    alone = Sampler(sources[:1], Recipe(net="fast", steps=10, batch=5, mosaic=1, crop_px=64))
+    for step, crops in ((7, first), (8, last)):
+        for mine, real in zip(crops, alone.crops(step), strict=False):
+            np.testing.assert_array_equal(mine.image, real.image)  # the real ones are not replaced
+
+
+@pytest.mark.parametrize("until", [(1.0,), (0.9, 0.9), (0.0, 1.0)])
+def test_shares_of_the_steps_that_leave_nothing_are_refused(until, few_scenes, tmp_path):
+    data = open_labels(few_scenes).of_split("train")
+
+    with pytest.raises(UserError, match="for 2 sources: give each the share of the steps"):
+        train([data, data], tmp_path, Recipe(net="fast", steps=2), until=until)

@@ -1,0 +1,161 @@
+"""The check of a synthetic set: distances with known answers, labels that do not hold, a page."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import open_labels
+from rollsight.synth.backgrounds import open_backgrounds
+from rollsight.synth.check_page import write_page
+from rollsight.synth.compose import Order, make_data
+from rollsight.synth.features import (
+    COPY_RATIO,
+    Features,
+    cosine_distances,
+    crop_of,
+    kid,
+    largest_correlation,
+    nearest_ratio,
+    spread,
+)
+from rollsight.synth.fitting import fit_data, fit_generator
+from rollsight.synth.realism import Judged, _few_easy, area_ratio, check_set, write_kept
+
+
+@pytest.fixture(scope="module")
+def made(few_scenes, small_fit, tmp_path_factory):
+    """Six synthetic samples of the few scenes."""
+    folder = tmp_path_factory.mktemp("made")
+    generator = fit_generator(fit_data(open_labels(few_scenes), "scratch"), folder / "scratch", small_fit)
+    steel = open_backgrounds([few_scenes], generator.card.data_classes, generator.card.held_groups)
+    make_data(generator, steel, Order(), 6, folder / "set")
+    return folder / "set"
+
+
+def test_the_kernel_distance_is_0_within_a_distribution_and_grows_with_the_shift():
+    rng = np.random.default_rng(0)
+    one, same, far = (rng.normal(shift, 1, (200, 16)) for shift in (0, 0, 1))
+
+    assert abs(kid(one, same)[0]) < 3 * kid(one, same)[1] / math.sqrt(50) + 0.05
+    assert kid(one, far)[0] > 20 * abs(kid(one, same)[0])
+    assert math.isnan(kid(one[:3], far)[0])
+
+
+def test_copies_are_nearer_to_training_than_to_held_out_and_cross_the_alarm():
+    rng = np.random.default_rng(0)
+    train, held, fresh = (rng.normal(0, 1, (60, 32)) for _ in range(3))
+    copies = train + rng.normal(0, 0.1, train.shape)
+
+    assert nearest_ratio(copies, train, held) < COPY_RATIO
+    assert nearest_ratio(fresh, train, held[:40]) == pytest.approx(1, abs=0.05)
+    assert math.isnan(nearest_ratio(fresh, train, held[:0]))
+
+
+def test_a_flipped_copy_correlates_fully_and_noise_does_not():
+    rng = np.random.default_rng(0)
+    train = [rng.random((96, 96)).astype(np.float32) for _ in range(3)]
+
+    found = largest_correlation(
+        [train[1][:, ::-1] * 0.5 + 0.1, rng.random((96, 96)).astype(np.float32)], train
+    )
+
+    assert found[0] == pytest.approx(1, abs=1e-6) and found[1] < 0.3
+
+
+def test_sameness_has_no_spread():
+    x = np.random.default_rng(0).normal(0, 1, (20, 16))
+
+    assert spread(np.repeat(x[:1], 20, axis=0)) == pytest.approx(0, abs=1e-9)
+    assert spread(x) == pytest.approx(1, abs=0.1)
+    assert math.isnan(spread(x[:1]))
+    assert cosine_distances(x[:2], x[:2])[0, 0] == pytest.approx(0, abs=1e-12)
+
+
+def test_features_do_not_see_exposure():
+    crop = crop_of(np.random.default_rng(0).random((80, 90)).astype(np.float32), (70, 60, 90, 64))
+
+    first, second = Features()([crop, crop * 1 + 0.2])
+
+    assert crop.shape == (96, 96) and first.shape == (152,)
+    np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_a_label_wider_than_its_defect_is_found_and_one_that_fits_is_1():
+    image = np.full((60, 60), 0.5, np.float32)
+    image[10:50, 28:32] = 0.8
+    fits, wide = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
+    fits[10:50, 28:32], wide[5:55, 20:40] = True, True
+
+    assert area_ratio(image, fits, fits & False) == pytest.approx(1)
+    assert area_ratio(image, wide, fits & False) < 0.5
+    assert area_ratio(image * 0 + 0.5, fits, fits & False) == 1  # no contrast: nothing is said
+
+
+def test_easy_samples_are_half_of_what_is_kept_at_most():
+    def one(name, agreement, dropped=""):
+        return Judged(name, dropped, 1.0, 1.0, agreement, (0, 0, 1, 1))
+
+    judged = [one(f"easy-{i}", 0.91 + i / 100) for i in range(5)] + [one("a", 0.5), one("b", 0.2)]
+
+    kept = [sample.image for sample in _few_easy([*judged, one("c", 0.0, "segmenter does not see it")])]
+    dropped = {sample.image: sample.dropped for sample in _few_easy(judged)}
+    assert len(kept) == 8
+    assert [name for name, why in dropped.items() if why] == ["easy-2", "easy-3", "easy-4"]
+    unjudged = [one(str(i), math.nan) for i in range(4)]
+    assert _few_easy(unjudged) == unjudged
+
+
+def test_a_check_drops_what_lost_its_contrast_and_writes_the_rest(made, few_scenes, tmp_path):
+    lines = [json.loads(line) for line in (made / "provenance.jsonl").read_text().splitlines()]
+    copy = tmp_path / "set"
+    copy.mkdir()
+    for path in made.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(made)).write_bytes(path.read_bytes())
+    lines[2]["marks"][0]["contrast_kept"] = 0.3
+    (copy / "provenance.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Image.open(copy / lines[4]["image"]) as image:
+        flat = Image.new("L", image.size, 110)  # a label on nothing
+    flat.save(copy / lines[4]["image"])
+
+    found = check_set(copy, open_labels(few_scenes), tmp_path / "run", steps=0)
+
+    why = {sample.image: sample.dropped for sample in found.samples}
+    assert why[lines[2]["image"]] == "contrast lost"
+    assert found.figures["kept"] == sum(not reason for reason in why.values())
+    assert set(found.figures["kid"]) <= {"made", "real, the floor", "clean, the ceiling"}
+    assert found.figures["copies"]["median_correlation"] <= 1
+    assert write_kept(copy, found, tmp_path / "kept") == found.figures["kept"]
+    kept = {sample.image.name for sample in open_labels(tmp_path / "kept").samples}
+    assert kept == {name.split("/")[-1] for name, reason in why.items() if not reason}
+
+    write_page(tmp_path / "page.html", found, "Check of set")
+    page = (tmp_path / "page.html").read_text()
+    assert "Blind test" in page and "contrast lost" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_a_segmenter_that_never_saw_the_sources_judges_each_sample(made, few_scenes, tmp_path):
+    steps = []
+
+    found = check_set(
+        made, open_labels(few_scenes), tmp_path, steps=1, on_step=lambda done, of: steps.append((done, of))
+    )
+
+    assert steps == [(1, 2), (2, 2)]
+    assert all(0 <= sample.agreement <= 1 for sample in found.samples)
+
+
+def test_a_folder_of_another_kind_or_other_classes_is_refused(made, few_scenes, tmp_path):
+    labels = open_labels(few_scenes)
+
+    with pytest.raises(UserError, match="this is no folder made by `inspect synth make`"):
+        check_set(few_scenes, labels, tmp_path, steps=0)
+    (made / "classes.json").write_text(json.dumps(["pit", "dent"]))
+    with pytest.raises(UserError, match=r"classes pit, dent, .* others: give its labels"):
+        check_set(made, labels, tmp_path, steps=0)
