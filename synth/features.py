@@ -4,12 +4,13 @@ The distances are comparable with each other only: not with figures of papers, w
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rollsight.inspect.nets.encoders import Lite0, lite0_stem, load_lite0_imagenet
+from rollsight.inspect.nets import NETS
 
 CROP_PX = 96  # of every crop
 CONTEXT = 1.5  # of the defect's longer side that a crop shows
@@ -36,8 +37,8 @@ class Features:
     """Pooled features at strides 8 and 16, (n, 152), of crops with their own mean gray taken off."""
 
     def __init__(self) -> None:
-        self._stem, self._encoder = lite0_stem().eval(), Lite0().eval()
-        load_lite0_imagenet(self._stem, self._encoder)
+        net: Any = NETS["fcn"](1, pretrained=True).eval()
+        self._stem, self._encoder = net.stem, net.encoder
 
     def __call__(self, crops: Sequence[Crop]) -> NDArray[np.float64]:
         out = []
