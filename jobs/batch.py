@@ -40,7 +40,7 @@ def choose_rolls(
         chosen.update(dict.fromkeys(read_batch(batch)))
     if since is None and line is None:
         if not chosen:
-            raise UserError("name rolls, or say --batch, --since or --line", USAGE)
+            raise UserError("no ROLL is named: name some, or say --batch, --since or --line", USAGE)
         return list(chosen)
     if remote := next((name for name in chosen if "://" in name), None):
         raise UserError(f"--since and --line choose rolls of the plant, and {remote} is none", USAGE)
