@@ -14,7 +14,7 @@ demo: .venv/.runtime
 	$(BIN)/inspect demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
