@@ -7,6 +7,7 @@ from pathlib import Path
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.models import Model, open_model
 from rollsight.inspect.rolls import Roll, check_roll_id, open_roll, roll_path
+from rollsight.inspect.strips import is_plain_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Plant:
         return open_roll(path, live=live)
 
     def roll_ids(self) -> list[str]:
-        return sorted(path.stem for path in self.rolls.glob("[!.]*.zarr"))
+        """The rolls there are; what lies beside them under a name that is no roll id is none."""
+        return sorted(path.stem for path in self.rolls.glob("[!.]*.zarr") if is_plain_name(path.stem))
 
     def check_new_model(self, name: str) -> None:
         """Raise UserError where no model of that name can be put into the plant."""

@@ -10,7 +10,7 @@ from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_state import last_written, strip_at
 from rollsight.inspect.strips import is_plain_name
-from rollsight.jobs.due import NEVER, is_pattern, matches
+from rollsight.jobs.due import closed_or_never, is_pattern, matches
 from rollsight.jobs.schedule import read_line
 
 MAX_ROWS = 100_000
@@ -72,7 +72,7 @@ def read_batch(path: Path) -> list[str]:
 
 def by_age(plant: Plant) -> list[str]:
     """All rolls of the plant, the one closed first first."""
-    return sorted(plant.roll_ids(), key=lambda roll_id: last_written(plant.roll_path(roll_id)) or NEVER)
+    return sorted(plant.roll_ids(), key=lambda roll_id: closed_or_never(plant.roll_path(roll_id)))
 
 
 def _row(path: Path, number: int, row: dict[str, str | None]) -> tuple[int, str]:
@@ -94,11 +94,11 @@ def _matching(plant: Plant, pattern: str) -> list[str]:
 
 def since_of(plant: Plant, told: str, now: datetime) -> datetime:
     """The moment that --since means; a date or moment without a zone is one of the plant's zone."""
-    if span := _SPAN.fullmatch(told.strip()):
-        return now - timedelta(hours=int(span[1]) * (24 if span[2] == "d" else 1))
     try:
+        if span := _SPAN.fullmatch(told.strip()):
+            return now - timedelta(hours=int(span[1]) * (24 if span[2] == "d" else 1))
         at = datetime.fromisoformat(told.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(
             f"--since {told[:60]!r}: it is a date, a moment (2026-11-24T06:00), or a span like 36h or 3d",
             USAGE,

@@ -16,10 +16,13 @@ from rollsight.inspect.roll_state import last_written
 from rollsight.jobs.ledger.bands import receipts_in, record_bands
 from rollsight.jobs.ledger.claims import is_gone
 from rollsight.jobs.ledger.events import add_event
+from rollsight.jobs.ledger.outbox import put_held_back
 from rollsight.jobs.ledger.schema import Artifact, Band, Run, Slot
 from rollsight.jobs.sites import Site
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
+
+TOLD_FOR_S = 2 * 86400.0  # a run that ended longer ago is adopted without an alert
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ def _adopt(site: Site, folder: Path, row: Run | None) -> bool:
         known.started_at, known.exit_code, known.lease_owner = known.started_at or now, 0, None
         session.flush()
         record_bands(session, folder, known.roll_id, now)
+        if now.timestamp() - ended < TOLD_FOR_S:  # not a flood of old ones where a ledger was lost
+            put_held_back(session, now, known, told["reasons"])
         add_event(session, now, "doctor.adopted", run_key=known.id, roll_id=known.roll_id, detail=folder.name)
 
     site.ledger.keep(adopt)

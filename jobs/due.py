@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.models import Model
@@ -13,10 +14,18 @@ from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Run
 from rollsight.jobs.sites import Site
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # `closed_at` of a roll whose description is not there
+
+
+def closed_or_never(path: Path) -> datetime:
+    """When a roll was closed; NEVER where it does not say or cannot be read: its scan says why."""
+    try:
+        return last_written(path) or NEVER
+    except UserError:
+        return NEVER
 
 
 def is_pattern(name: str) -> bool:
@@ -99,7 +108,7 @@ def find_due(site: Site, job: Job, slot_id: int | None, day: str) -> Due:
     for roll_id in site.plant.roll_ids():
         if not _may_match(job.selection, roll_id):
             continue
-        closed_at = last_written(site.plant.roll_path(roll_id)) or NEVER
+        closed_at = closed_or_never(site.plant.roll_path(roll_id))
         if not job.rescan and (roll_id, closed_at) in known:
             old += 1
             continue
@@ -110,9 +119,8 @@ def find_due(site: Site, job: Job, slot_id: int | None, day: str) -> Due:
             growing += 1
         elif job.selection.takes(roll_id, roll.line_id):
             found.append(roll)
-    missing = tuple(
-        roll for roll in job.selection.named() if last_written(site.plant.rolls / f"{roll}.zarr") is None
-    )
+    there = set(site.plant.roll_ids())
+    missing = tuple(roll for roll in job.selection.named() if roll not in there)
     now = site.clock()
 
     def put(session: Session) -> int:
@@ -126,10 +134,26 @@ def find_due(site: Site, job: Job, slot_id: int | None, day: str) -> Due:
                 f"Job {job.name} of {day} names it, and {site.plant.rolls} does not hold it.",
                 roll_id=roll_id,
             )
+        _replace(session, job, now)
         return sum(_put(session, job, roll, slot_id, now) for roll in found)
 
-    made = site.ledger.keep(put) if found or missing else 0
+    made = site.ledger.keep(put)
     return Due(made, old, growing, missing)
+
+
+def _replace(session: Session, job: Job, now: datetime) -> None:
+    """End what still waits for this job's model or rules as they were: no job would ever take it up."""
+    waiting = select(Run).where(
+        Run.model == job.model_name,
+        Run.rules.is_(None) if job.rules is None else Run.rules == job.rules,
+        or_(Run.model_hash != job.model.hash, Run.rules_hash != job.rules_hash),
+        Run.state.in_(("due", "retry")),
+    )
+    for run in session.scalars(waiting.with_for_update(skip_locked=True)):
+        if job.selection.takes(run.roll_id, run.line_id):
+            run.state, run.ended_at = "replaced", now
+            run.error = f"{job.model_name} or its rules are others now: the roll is due with them"
+            add_event(session, now, "run.replaced", run_key=run.id, roll_id=run.roll_id, detail=run.error)
 
 
 def _known(session: Session, job: Job) -> set[tuple[str, datetime]]:

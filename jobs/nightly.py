@@ -18,10 +18,9 @@ from typing import Any
 
 from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, PARTIAL, UserError
 from rollsight.inspect.models import Model
-from rollsight.inspect.roll_state import last_written
 from rollsight.inspect.rolls import Roll
 from rollsight.jobs.cluster import Executor
-from rollsight.jobs.due import NEVER, Due, Job, Selection, find_due
+from rollsight.jobs.due import Due, Job, Selection, closed_or_never, find_due
 from rollsight.jobs.executors import open_executor
 from rollsight.jobs.ledger.bands import record_bands
 from rollsight.jobs.ledger.claims import (
@@ -36,7 +35,7 @@ from rollsight.jobs.ledger.claims import (
 )
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.heartbeat import Heartbeat
-from rollsight.jobs.ledger.outbox import put_alert
+from rollsight.jobs.ledger.outbox import put_alert, put_held_back
 from rollsight.jobs.ledger.schema import Run, Slot
 from rollsight.jobs.live_job import LIVE_TABLE
 from rollsight.jobs.night_file import report_of, write_night
@@ -49,7 +48,6 @@ from rollsight.jobs.stability import check_stability
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-HELD_BACK = ("HOLD", "BLOCK", "BLOCKED")  # verdicts that a person is told of at once
 OPEN = ("due", "running", "retry")
 MAX_ERROR = 2000  # characters of a fault that the ledger keeps
 DISK_RETRY = timedelta(minutes=30)
@@ -222,7 +220,7 @@ def _inspect(
     if not path.is_dir():
         site.ledger.keep(lambda session: _gone(site, session, row, lease))
         return
-    if (last_written(path) or NEVER) != row.closed_at:
+    if closed_or_never(path) != row.closed_at:
         told = "the roll was made again since: as it is now it is due by itself"
         now = site.clock()
         site.ledger.keep(lambda session: finish(session, lease, now, "replaced", error=told))
@@ -275,7 +273,7 @@ def told_of(fault: Exception) -> tuple[str, int]:
         return str(fault)[:MAX_ERROR], fault.exit_code
     last = traceback.extract_tb(fault.__traceback__)[-1]
     told = f"{type(fault).__name__}: {fault} ({Path(last.filename).name}:{last.lineno})"
-    return " ".join(told.split())[:MAX_ERROR], FAILED
+    return " ".join(told.replace("\0", "?").split())[:MAX_ERROR], FAILED
 
 
 def _done(site: Site, session: Session, row: Run, lease: Lease, done: Scan) -> None:
@@ -302,17 +300,7 @@ def _done(site: Site, session: Session, row: Run, lease: Lease, done: Scan) -> N
         exit_code=0,
     )
     record_bands(session, done.folder, row.roll_id, now)
-    if told["verdict"] in HELD_BACK:
-        kind = "hold" if told["verdict"] == "HOLD" else "blocked"
-        put_alert(
-            session,
-            now,
-            f"{kind}:{row.roll_id}:{told['run_id']}:{row.rescan}",
-            kind,
-            f"roll {row.roll_id} is on {told['verdict']}: {told['reasons'][0]}",
-            "\n".join([*told["reasons"], f"Page: {site.relative(done.folder)}/report.html"]),
-            roll_id=row.roll_id,
-        )
+    put_held_back(session, now, session.get_one(Run, lease.id, populate_existing=True), told["reasons"])
 
 
 def _gone(site: Site, session: Session, row: Run, lease: Lease) -> None:

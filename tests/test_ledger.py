@@ -209,6 +209,15 @@ def test_a_lease_that_is_renewed_is_kept_beyond_its_first_end(ledger: Ledger) ->
         assert finish(session, lease, LATER, "done")
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="Linux counts a start in ticks since the boot"
+)
+def test_a_process_is_named_by_a_start_that_no_step_of_the_clock_moves() -> None:
+    """Ticks since the boot; seconds of the day, as psutil tells them, made every live lease look dead."""
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert this_process().endswith(f":{ticks}")
+
+
 def test_the_lease_of_a_process_that_is_gone_from_this_machine_is_taken_at_once(ledger: Ledger) -> None:
     told = [sys.executable, "-c", "from rollsight.jobs.ledger.claims import this_process as p; print(p())"]
     owner = subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip()

@@ -22,6 +22,7 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_state import last_written
 from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.jobs.doctor import examine
+from rollsight.jobs.due import find_due
 from rollsight.jobs.ledger.claims import LEASE_S, LeaseLostError, claim, lease_of
 from rollsight.jobs.ledger.database import Ledger, open_ledger
 from rollsight.jobs.ledger.schema import Alert, Band, Event, Run, Slot, Stability
@@ -368,6 +369,34 @@ def test_what_the_ledger_says_is_done_and_the_disk_does_not_hold_is_due_again(si
     receipt.write_bytes(text)
     assert [finding.kind for finding in examine(site)] == ["bands"]
     assert examine(site) == []
+
+
+def test_what_lies_beside_the_rolls_stops_no_night(site: Site, put) -> None:
+    put("R1")
+    (site.plant.rolls / "R1 (copy).zarr").mkdir()
+    assert night(site).exit_code == 0
+    assert states(site) == {"R1": "done"}
+
+
+def test_a_run_that_waits_for_a_model_that_is_replaced_is_ended_and_the_roll_due_with_the_new_one(
+    site: Site, put
+) -> None:
+    put("R1")
+    job = open_job(site, None, model="default", rules=None)
+    find_due(site, job, None, "2026-11-24")
+    find_due(site, replace(job, rules_hash="other"), None, "2026-11-24")
+    with site.ledger.read() as session:
+        found = [(run.rules_hash, run.state) for run in session.scalars(select(Run).order_by(Run.id))]
+    assert found == [("", "replaced"), ("other", "due")]
+
+
+def test_doctor_tells_of_a_roll_on_hold_that_the_night_had_no_time_to_tell_of(site: Site, put) -> None:
+    path = put("D1", dark=True)
+    job = open_job(site, None, model="default", rules=None)
+    find_due(site, job, None, "2026-11-24")
+    scan_roll(site.plant, site.plant.roll(path.stem), job.model)
+    assert [finding.kind for finding in examine(site)] == ["adopted"]
+    assert kinds(site) == [("hold", "D1")]
 
 
 NIGHTLY = [sys.executable, "-m", "rollsight.jobs", "jobs", "nightly"]

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import psutil
@@ -53,20 +54,18 @@ class Lease:
 
 def this_process() -> str:
     """host:space/pid/start: a pid alone comes back after a while, and is another one in a container."""
-    process = psutil.Process()
-    return f"{_host()}/{process.pid}/{process.create_time():.2f}"
+    pid = os.getpid()
+    return f"{_host()}/{pid}/{_start_of(pid)}"
 
 
 def is_gone(owner: str) -> bool:
     """Whether the process of a lease ran on this machine and is no more; its lease need not be waited for."""
-    host, _, rest = owner.rpartition("/")
+    host, _, start = owner.rpartition("/")
     host, _, pid = host.rpartition("/")
     if host != _host() or not pid.isdecimal():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != rest or (
-            psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
-        )
+        return _start_of(int(pid)) != start or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:
@@ -280,3 +279,19 @@ def _host() -> str:
     except OSError:
         space = 0
     return f"{socket.gethostname()}:{space}"
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, as no step of the clock moves it: boot and ticks since (Linux), else seconds.
+
+    psutil adds the time of the boot, which a step of the clock moves: every live lease then looked dead.
+    Raises psutil.NoSuchProcess.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        told = Path(f"/proc/{pid}/stat").read_text()
+    except ProcessLookupError:
+        raise psutil.NoSuchProcess(pid) from None
+    except OSError:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    return f"{boot}:{told.rpartition(')')[2].split()[19]}"  # proc_pid_stat(5): field 22, starttime

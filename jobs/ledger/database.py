@@ -217,6 +217,8 @@ def fault_of(error: DBAPIError, where: str) -> UserError:
             )
         return UserError(f"ledger {where}: {said}: check path and rights", CONFIG)
     state = getattr(error.orig, "sqlstate", None) or ""
+    if state.startswith("22"):  # a value that the server does not take: waiting cures nothing
+        return UserError(f"ledger {where}: {said}: this is a fault of Rollsight, please report it", FAILED)
     if state.startswith(("28", "3D", "42")):  # authorisation, unknown database, missing right or table
         return UserError(f"ledger {where}: {said}: check the URL and the rights of its user", CONFIG)
     if isinstance(error, ProgrammingError) or any(
