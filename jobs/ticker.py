@@ -6,6 +6,7 @@ be inspected is what is due, so a machine that slept or a clock that was set bac
 none.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,8 +17,10 @@ from rollsight.jobs.ledger.claims import LeaseLostError, claim, fail, finish, le
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Event, Slot
+from rollsight.jobs.making import run_making
+from rollsight.jobs.night_file import write_night
 from rollsight.jobs.nightly import Night, OnRoll, open_job, run_night, told_of
-from rollsight.jobs.schedule import BY_HAND, ON_TIME, moments
+from rollsight.jobs.schedule import BY_HAND, ON_TIME, AnyJob, Scheduled, moments
 from rollsight.jobs.schedule import Job as Entry
 from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
@@ -64,7 +67,7 @@ def tick(site: Site, *, on_roll: OnRoll | None = None) -> Tick:
     return told
 
 
-def make_slots(site: Site, session: Session, entry: Entry) -> tuple[int, int]:
+def make_slots(site: Site, session: Session, entry: Scheduled) -> tuple[int, int]:
     """Write the job's moments since its last slot into the ledger; how many are due, how many left out.
 
     A job that is new begins now. Missed moments are caught up as the job says; one on which a slot stands is
@@ -102,7 +105,7 @@ def add_slot(
     job: str,
     at: datetime,
     *,
-    entry: Entry | None = None,
+    entry: Scheduled | None = None,
     skip: str | None = None,
 ) -> int | None:
     """Write a slot into the ledger unless it is there; its id, None where it was."""
@@ -149,7 +152,7 @@ def _take(
 def run_slot(
     site: Site,
     lease: SlotLease,
-    entry: Entry | None,
+    entry: AnyJob | None,
     until: datetime | None,
     *,
     job: Job | None = None,
@@ -163,6 +166,8 @@ def run_slot(
     that stays away.
     """
     try:
+        if entry is not None and not isinstance(entry, Entry):
+            return 0, run_making(site, entry, lease)
         night = run_night(
             site,
             job or open_job(site, entry),
@@ -177,8 +182,18 @@ def run_slot(
     except Exception as fault:
         told, code = told_of(fault)
         site.ledger.keep(lambda session: _failed(site, session, lease, told, code))
+        _retell(site, lease)
         return code, told
     return night.exit_code, summary(night)
+
+
+def _retell(site: Site, lease: SlotLease) -> None:
+    """Write the night's file again, now that the ledger says how the slot failed."""
+    with site.ledger.read() as session:
+        report = session.get_one(Slot, lease.id).report
+    if report is not None:
+        with suppress(UserError, OSError):  # a disk that refuses: the ledger has it, the next slot writes it
+            write_night(site, report)
 
 
 def summary(night: Night) -> str:
@@ -205,7 +220,7 @@ def _failed(site: Site, session: Session, lease: SlotLease, told: str, code: int
         )
 
 
-def tell_late(site: Site, session: Session, entry: Entry) -> None:
+def tell_late(site: Site, session: Session, entry: Scheduled) -> None:
     """The dead man's switch: an alert where the job had no success for too long, once per last success."""
     now = site.clock()
     last = session.scalar(
@@ -248,7 +263,7 @@ def begin_by_hand(site: Site) -> SlotLease:
     return site.ledger.keep(begin)
 
 
-def begin_slot(site: Site, entry: Entry, at: datetime) -> tuple[SlotLease | None, str]:
+def begin_slot(site: Site, entry: Scheduled, at: datetime) -> tuple[SlotLease | None, str]:
     """Make and hold the slot of a job at a moment that someone names; None where it has ended."""
 
     def begin(session: Session) -> tuple[SlotLease | None, str]:
