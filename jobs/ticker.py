@@ -17,6 +17,7 @@ from rollsight.jobs.ledger.claims import LeaseLostError, claim, fail, finish, le
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Event, Slot
+from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.making import run_making
 from rollsight.jobs.night_file import write_night
 from rollsight.jobs.nightly import Night, OnRoll, open_job, run_night, told_of
@@ -27,8 +28,6 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 GRAVITY = (0, LOCKED, PARTIAL, CONFIG)  # the exit code of a tick is the worst of its slots
-# A slot with `ended_at` in one of these was worked through; what it left has retries or alerts of its own.
-SUCCESS = ("done", "partial", "retry", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +222,7 @@ def _failed(site: Site, session: Session, lease: SlotLease, told: str, code: int
 def tell_late(site: Site, session: Session, entry: Scheduled) -> None:
     """The dead man's switch: an alert where the job had no success for too long, once per last success."""
     now = site.clock()
-    last = session.scalar(
-        select(func.max(Slot.ended_at)).where(Slot.job == entry.name, Slot.state.in_(SUCCESS))
-    )
+    last = last_success(session).get(entry.name)
     since = last or session.scalar(
         select(func.min(Event.at)).where(Event.kind == "job.seen", Event.detail == entry.name)
     )
