@@ -1,0 +1,84 @@
+"""How the work on a roll ends in the ledger, each end in one transaction with the alert that it needs."""
+
+import json
+from pathlib import Path
+
+from rollsight.inspect.errors import FAILED
+from rollsight.jobs.ledger.bands import record_bands
+from rollsight.jobs.ledger.claims import Lease, fail, finish
+from rollsight.jobs.ledger.outbox import put_alert
+from rollsight.jobs.ledger.schema import Run
+from rollsight.jobs.scan_job import Run as Scan
+from rollsight.jobs.sites import Site
+from sqlalchemy.orm import Session
+
+HELD_BACK = ("HOLD", "BLOCK", "BLOCKED")  # verdicts that a person is told of at once
+
+
+def roll_done(site: Site, session: Session, row: Run, lease: Lease, done: Scan) -> None:
+    """It was inspected: its figures and bands, and an alert where its verdict holds it back."""
+    told, now = done.summary, site.clock()
+    finish(
+        session,
+        lease,
+        now,
+        "done",
+        run_id=told["run_id"],
+        folder=site.relative(done.folder),
+        code=told["code_version"],
+        line_id=told["line_id"] or "",
+        lines=told["lines"],
+        length_m=told["length_m"],
+        width_mm=told["width_mm"],
+        coverage=told["coverage"],
+        verdict=told["verdict"],
+        reasons=json.dumps(told["reasons"]),
+        defects=told["defects"],
+        by_class=json.dumps(told["by_class"]),
+        seconds=told["seconds"],
+        error=None,
+        exit_code=0,
+    )
+    record_bands(session, done.folder, row.roll_id, now)
+    if told["verdict"] in HELD_BACK:
+        kind = "hold" if told["verdict"] == "HOLD" else "blocked"
+        put_alert(
+            session,
+            now,
+            f"{kind}:{row.roll_id}:{told['run_id']}:{row.rescan}",
+            kind,
+            f"roll {row.roll_id} is on {told['verdict']}: {told['reasons'][0]}",
+            "\n".join([*told["reasons"], f"Page: {site.relative(done.folder)}/report.html"]),
+            roll_id=row.roll_id,
+        )
+
+
+def roll_gone(site: Site, session: Session, row: Run, lease: Lease) -> None:
+    """It was due and is no longer there: an alert."""
+    error = f"roll {row.roll_id} was due and is no longer in {site.plant.rolls}"
+    now = site.clock()
+    finish(session, lease, now, "gone", error=error, exit_code=FAILED)
+    key = f"missing:{row.roll_id}:{row.closed_at.isoformat()}"
+    put_alert(session, now, key, "missing", error, roll_id=row.roll_id)
+
+
+def roll_failed(
+    site: Site,
+    session: Session,
+    row: Run,
+    lease: Lease,
+    folder: Path | None,
+    error: str,
+    code: int,
+    unreadable: bool,
+) -> None:
+    """It was not inspected: a retry or its end, the bands it has; an alert where it cannot be read."""
+    now = site.clock()
+    fail(session, lease, now, error, code, site.draw)
+    if folder is not None:
+        record_bands(session, folder, row.roll_id, now)
+    if unreadable:
+        key = f"unreadable:{row.roll_id}:{row.closed_at.isoformat()}"
+        put_alert(
+            session, now, key, "unreadable", f"roll {row.roll_id} cannot be read", error, roll_id=row.roll_id
+        )
