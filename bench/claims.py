@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _postgres import Server, binaries
-from report import write_result
+from report import write_rows
 from rollsight.inspect.plant import Plant
 from rollsight.jobs.ledger.bands import receipts_in, record_bands
 from rollsight.jobs.ledger.claims import claim, finish, lease_of, this_process
@@ -130,7 +130,7 @@ def main() -> None:
     if said.ticker:
         ticker(said.ticker, said.start)
         return
-    figures: dict[str, Any] = {}
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = folder / "runs/R1/0123456789ab"
@@ -149,7 +149,7 @@ def main() -> None:
         finally:
             if server is not None:
                 server.close()
-    write_result("claims", figures, seed=None)
+    write_rows("claims", [{"backend": backend, **told} for backend, told in figures.items()], seed=None)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from _postgres import Server, binaries
 from _webhook import Outside
-from report import write_result
+from report import write_rows
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
@@ -374,7 +374,7 @@ def main() -> None:
                 outside.close()
                 if server is not None:
                     server.close()
-    write_result("month", {"months": figures}, seed=SEED)
+    write_rows("month", figures, seed=SEED)
 
 
 if __name__ == "__main__":

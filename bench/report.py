@@ -136,6 +136,8 @@ def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_cell(part) for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(figure)}" for name, figure in value.items())
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "-" if value is None else str(value).replace("|", "\\|")

@@ -20,13 +20,13 @@ from rollsight.inspect.rolls import write_durably
 from rollsight.jobs import alerts
 from rollsight.jobs.channels import listed
 from rollsight.jobs.ledger.schema import Alert, Band, Hold, Run, Slot, Stability
+from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
 
 LOCALHOST = "127.0.0.1"
 RUN_STATES = ("due", "running", "retry", "done", "failed", "dead", "gone")
 SLOT_STATES = ("due", "running", "retry", "done", "partial", "failed", "dead", "skipped")
-SUCCESS = ("done", "partial")
 
 Family = GaugeMetricFamily | CounterMetricFamily
 
@@ -61,11 +61,7 @@ def families(site: Site) -> Iterator[Family]:
         defects: Counter[str] = Counter()
         for told in session.scalars(select(Run.by_class).where(Run.by_class.is_not(None))):
             defects.update(json.loads(told or "{}"))
-        last = dict(
-            session.execute(
-                select(Slot.job, func.max(Slot.ended_at)).where(Slot.state.in_(SUCCESS)).group_by(Slot.job)
-            ).all()
-        )
+        last = last_success(session)
         sent = session.scalar(select(func.count()).where(Alert.sent_at.is_not(None)))
         unsent = alerts.overdue(session, now, listed(site.line))
         holds = session.scalar(select(func.count()).select_from(Hold).where(Hold.released_at.is_(None)))

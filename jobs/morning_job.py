@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,16 +27,16 @@ from rollsight.jobs import alerts
 from rollsight.jobs.channels import listed
 from rollsight.jobs.due import NEVER
 from rollsight.jobs.ledger import schema
-from rollsight.jobs.ledger.schema import Alert, Run, Slot
+from rollsight.jobs.ledger.schema import Alert, Run
+from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.sites import Site
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 NIGHTS = 30
 SINCE_H = 24.0
 PAGE = "index.html"
 SCORES_FILE = ".scores.json"  # histograms of runs in the window, so that each table is read once
-SUCCESS = ("done", "partial")
 
 Histograms = dict[str, list[int]]  # class -> (SCORE_BINS,) counts
 
@@ -282,9 +281,6 @@ def _stability(site: Site, session: Session, zone: tzinfo) -> Stability | None:
 
 
 def _last_success(site: Site, session: Session, zone: tzinfo) -> tuple[tuple[str, datetime | None], ...]:
-    rows: Any = session.execute(
-        select(Slot.job, func.max(Slot.ended_at)).where(Slot.state.in_(SUCCESS)).group_by(Slot.job)
-    )
-    last: dict[str, datetime] = {job: at for job, at in rows if at is not None}
+    last = last_success(session)
     names = [job.name for job in site.line.jobs] or sorted(last)
     return tuple((name, last[name].astimezone(zone) if name in last else None) for name in names)

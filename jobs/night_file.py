@@ -23,6 +23,12 @@ def report_of(site: Site, slot: Slot) -> str:
     return f"runs/{day.isoformat()}/{NIGHT_FILE}"
 
 
+def made_file(report: str, slot: Slot) -> str:
+    """Where it stands what the slot of a job that inspects nothing has made: beside its night.json."""
+    name = f"made-{slot.job}-{slot.scheduled_for:%Y-%m-%dT%H%MZ}.json"
+    return Path(report).with_name(name).as_posix()
+
+
 def write_night(site: Site, report: str, due: Due | None = None) -> dict[str, Any]:
     """Write night.json from the ledger: all slots of that date with the rolls they worked on."""
     with site.ledger.read() as session:
@@ -36,18 +42,25 @@ def write_night(site: Site, report: str, due: Due | None = None) -> dict[str, An
             "schema": 1,
             "date": Path(report).parent.name,
             "zone": site.line.zone,
-            "slots": [_slot(slot) for slot in slots],
+            "slots": [_slot(slot) | {"made": _made(site, report, slot)} for slot in slots],
             "counts": dict(Counter(run.state for run in runs)),
             "rolls": [_roll(run) for run in runs],
         }
     if due is not None:
         told["plant"] = {key: value for key, value in asdict(due).items() if key != "made"}
     path = site.plant.home / report
+    if due is None and path.is_file():  # what the plant held was told by the night that looked
+        told |= {key: value for key, value in json.loads(path.read_bytes()).items() if key == "plant"}
     path.parent.mkdir(parents=True, exist_ok=True)
     stability = path.with_name(STABILITY_FILE)
     told["stability"] = json.loads(stability.read_bytes()) if stability.is_file() else None
     write_durably(path, json.dumps(told, indent=1).encode())
     return told
+
+
+def _made(site: Site, report: str, slot: Slot) -> Any:
+    path = site.plant.home / made_file(report, slot)
+    return json.loads(path.read_bytes()) if path.is_file() else None
 
 
 def _slot(slot: Slot) -> dict[str, Any]:

@@ -5,7 +5,6 @@ night or tick goes on: a run that was at work is claimed again, its scan takes u
 and one that was finished but not written down is read, not repeated.
 """
 
-import json
 import shutil
 import traceback
 from collections import Counter
@@ -22,12 +21,10 @@ from rollsight.inspect.rolls import Roll
 from rollsight.jobs.cluster import Executor
 from rollsight.jobs.due import Due, Job, Selection, closed_or_never, find_due
 from rollsight.jobs.executors import open_executor
-from rollsight.jobs.ledger.bands import record_bands
 from rollsight.jobs.ledger.claims import (
     Lease,
     LeaseLostError,
     claim,
-    fail,
     finish,
     lease_of,
     note,
@@ -35,10 +32,11 @@ from rollsight.jobs.ledger.claims import (
 )
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.heartbeat import Heartbeat
-from rollsight.jobs.ledger.outbox import put_alert, put_held_back
+from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Run, Slot
 from rollsight.jobs.live_job import LIVE_TABLE
 from rollsight.jobs.night_file import report_of, write_night
+from rollsight.jobs.roll_end import roll_done, roll_failed, roll_gone
 from rollsight.jobs.scan_job import Planned, plan_roll, scan_roll
 from rollsight.jobs.scan_job import Run as Scan
 from rollsight.jobs.schedule import BY_HAND, rules_hash
@@ -218,7 +216,7 @@ def _inspect(
     """One roll, to its end in the ledger. A fault of the roll is written there, not raised."""
     path = site.plant.roll_path(row.roll_id)
     if not path.is_dir():
-        site.ledger.keep(lambda session: _gone(site, session, row, lease))
+        site.ledger.keep(lambda session: roll_gone(site, session, row, lease))
         return
     if closed_or_never(path) != row.closed_at:
         told = "the roll was made again since: as it is now it is due by itself"
@@ -257,10 +255,10 @@ def _inspect(
             error, code = told_of(fault)
         else:
             (done.folder / LIVE_TABLE).unlink(missing_ok=True)  # of a roll that was scanned while it grew
-            site.ledger.keep(lambda session: _done(site, session, row, lease, done))
+            site.ledger.keep(lambda session: roll_done(site, session, row, lease, done))
             return
     bands = None if planned is None else planned.folder
-    site.ledger.keep(lambda session: _failed(site, session, row, lease, bands, error, code, unreadable))
+    site.ledger.keep(lambda session: roll_failed(site, session, row, lease, bands, error, code, unreadable))
 
 
 def _quiet(done: int, lines: int) -> None:
@@ -274,62 +272,6 @@ def told_of(fault: Exception) -> tuple[str, int]:
     last = traceback.extract_tb(fault.__traceback__)[-1]
     told = f"{type(fault).__name__}: {fault} ({Path(last.filename).name}:{last.lineno})"
     return " ".join(told.replace("\0", "?").split())[:MAX_ERROR], FAILED
-
-
-def _done(site: Site, session: Session, row: Run, lease: Lease, done: Scan) -> None:
-    told, now = done.summary, site.clock()
-    finish(
-        session,
-        lease,
-        now,
-        "done",
-        run_id=told["run_id"],
-        folder=site.relative(done.folder),
-        code=told["code_version"],
-        line_id=told["line_id"] or "",
-        lines=told["lines"],
-        length_m=told["length_m"],
-        width_mm=told["width_mm"],
-        coverage=told["coverage"],
-        verdict=told["verdict"],
-        reasons=json.dumps(told["reasons"]),
-        defects=told["defects"],
-        by_class=json.dumps(told["by_class"]),
-        seconds=told["seconds"],
-        error=None,
-        exit_code=0,
-    )
-    record_bands(session, done.folder, row.roll_id, now)
-    put_held_back(session, now, session.get_one(Run, lease.id, populate_existing=True), told["reasons"])
-
-
-def _gone(site: Site, session: Session, row: Run, lease: Lease) -> None:
-    error = f"roll {row.roll_id} was due and is no longer in {site.plant.rolls}"
-    now = site.clock()
-    finish(session, lease, now, "gone", error=error, exit_code=FAILED)
-    key = f"missing:{row.roll_id}:{row.closed_at.isoformat()}"
-    put_alert(session, now, key, "missing", error, roll_id=row.roll_id)
-
-
-def _failed(
-    site: Site,
-    session: Session,
-    row: Run,
-    lease: Lease,
-    folder: Path | None,
-    error: str,
-    code: int,
-    unreadable: bool,
-) -> None:
-    now = site.clock()
-    fail(session, lease, now, error, code, site.draw)
-    if folder is not None:
-        record_bands(session, folder, row.roll_id, now)
-    if unreadable:
-        key = f"unreadable:{row.roll_id}:{row.closed_at.isoformat()}"
-        put_alert(
-            session, now, key, "unreadable", f"roll {row.roll_id} cannot be read", error, roll_id=row.roll_id
-        )
 
 
 def _short_of_disk(site: Site) -> str | None:

@@ -22,7 +22,6 @@ from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.rolls import write_durably
 from rollsight.jobs.train_job import train_model
 
-STEPS = 600
 LEARNING_RATE = 3e-4  # a third of that of a training from scratch: the net knows the strip already
 FOLDER = "retrain"  # among the runs
 

@@ -5,10 +5,12 @@
     stability: {roll: reference, counts: 0.1, gray: 0.05}
     jobs:
       - {name: nightly, cron: "30 1 * * *", rolls: due, model: default, catch_up: latest, deadline_h: 8}
+      - {name: learn, kind: retrain, cron: "0 4 * * 6", data: labels/reviewed, threads: 4}
+      - {name: rare, kind: synthetic, cron: "0 3 * * 6", defect_class: pit, labels: labels/reviewed, n: 200}
 
 A moment is kept in UTC; the expression is read in the plant's zone. Where the clock is put forward, a moment
 that does not exist comes right after the gap; where it is put back, a moment that exists twice comes once
-(cronsim, after Debian's cron).
+(cronsim, after Debian's cron). A job with * in its minute or hour follows the clock as it goes instead.
 """
 
 import hashlib
@@ -19,7 +21,17 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.plant import Plant
 
@@ -27,33 +39,48 @@ LINE_FILE = "line.yaml"
 MAX_BYTES = 1 << 20
 ON_TIME = timedelta(minutes=15)  # later than this a slot was missed: a ticker by cron may come only so often
 BY_HAND = "by-hand"  # the job of `inspect jobs nightly`, which stands in no file
+RETRAIN_STEPS = 600
 LATE_H = 2.0  # a job is late when it has not succeeded for its usual distance and this
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class Job(BaseModel):
-    """One entry of `jobs`."""
+# One path or several, relative to the plant folder.
+Paths = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+
+
+class Scheduled(BaseModel):
+    """What every entry of `jobs` has, of whatever kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
     cron: str  # five fields, in the zone
     zone: str | None = None  # else that of the file
-    rolls: Literal["due"] | tuple[str, ...] = "due"  # all that are due, or those of these ids or patterns
-    line: str | None = None  # only rolls of this line
-    # Only rolls closed so lately; without it a new model makes every roll due that the plant still has.
-    closed_within_h: float | None = Field(default=None, gt=0)
-    model: str = "default"
-    rules: str | None = None  # a file, relative to the plant folder
-    workers: int = Field(default=0, ge=0, le=1024)  # as --workers; 0: threads
     priority: int = Field(default=0, ge=-1000, le=1000)  # higher first
     catch_up: Literal["latest", "all", "none"] = "latest"
-    deadline_h: float = Field(default=12.0, gt=0, le=168)  # after it no further roll is begun
+    deadline_h: float = Field(default=12.0, gt=0, le=168)  # after it nothing further is begun
     max_age_h: float = Field(default=72.0, gt=0, le=8760)  # older missed moments are left out
     late_h: float | None = Field(
         default=None, gt=0
     )  # alert after so long without success; default: see late_after
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        """A key of another kind is refused by name: `extra` alone would say that there is no such key."""
+        own = cls.model_fields
+        for key in data if isinstance(data, dict) else ():
+            if key not in own and (kinds := [kind for kind, of in KINDS.items() if key in of.model_fields]):
+                mine = next(kind for kind, of in KINDS.items() if of is cls)
+                raise ValueError(
+                    f"{key} is a key of kind {' or '.join(kinds)}, but this job is of kind {mine}"
+                )
+        return data
 
     @field_validator("cron")
     @classmethod
@@ -70,6 +97,62 @@ class Job(BaseModel):
     @classmethod
     def _known(cls, value: str | None) -> str | None:
         return value if value is None else known_zone(value)
+
+
+class Job(Scheduled):
+    """Inspect rolls."""
+
+    kind: Literal["inspect"] = "inspect"
+    rolls: Literal["due"] | tuple[str, ...] = "due"  # all that are due, or those of these ids or patterns
+    line: str | None = None  # only rolls of this line
+    # Only rolls closed so lately; without it a new model makes every roll due that the plant still has.
+    closed_within_h: float | None = Field(default=None, gt=0)
+    model: str = "default"
+    rules: str | None = None  # a file, relative to the plant folder
+    workers: int = Field(default=0, ge=0, le=1024)  # as --workers; 0: threads
+
+
+class Retrain(Scheduled):
+    """Train a model on with labelled data, as `inspect jobs retrain`; nothing is promoted."""
+
+    kind: Literal["retrain"]
+    data: Paths
+    model: str = "default"  # to begin from
+    steps: int = Field(default=RETRAIN_STEPS, ge=1)
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1, le=1024)  # default: all cores
+
+
+class Synthetic(Scheduled):
+    """Make labelled data with defects of a rare class on clean steel, as `inspect synth make`."""
+
+    kind: Literal["synthetic"]
+    defect_class: str = Field(min_length=1, max_length=64)
+    generator: Name | None = None  # in the plant's generators; default: that of the class
+    labels: Paths  # the steel: labelled data (its train split), clean images or rolls
+    n: int = Field(default=100, ge=1, le=1_000_000)  # samples
+    seed: int = Field(default=0, ge=0)  # with the moment it decides what is drawn
+
+
+KINDS: dict[str, type[Scheduled]] = {"inspect": Job, "retrain": Retrain, "synthetic": Synthetic}
+
+
+def _kind(value: Any) -> str | None:
+    kind = value.get("kind", "inspect") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+AnyJob = Job | Retrain | Synthetic
+Listed = Annotated[
+    Annotated[Job, Tag("inspect")]
+    | Annotated[Retrain, Tag("retrain")]
+    | Annotated[Synthetic, Tag("synthetic")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message=f"a job has keys, and its kind is one of {', '.join(KINDS)}",
+    ),
+]
 
 
 class StabilityCheck(BaseModel):
@@ -95,7 +178,7 @@ class LineFile(BaseModel):
     ledger: str | None = None  # URL; default: ledger.db in the plant folder
     disk_reserve_gb: float = Field(default=2.0, ge=0)  # below it no roll is begun
     stability: StabilityCheck = StabilityCheck()
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[Listed, ...] = ()
     alerts: dict[str, Any] = {}  # read by alerts.py
     retention: dict[str, Any] = {}  # read by retention.py
 
@@ -113,7 +196,7 @@ class LineFile(BaseModel):
             raise ValueError(f"jobs: the name {BY_HAND} is that of `inspect jobs nightly`")
         return self
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str) -> AnyJob:
         """The job of that name; UserError where there is none."""
         found = next((job for job in self.jobs if job.name == name), None)
         if found is None:
@@ -121,21 +204,21 @@ class LineFile(BaseModel):
             raise UserError(f"no job {name[:64]!r} in {LINE_FILE}: there are {known}", USAGE)
         return found
 
-    def zone_of(self, job: Job | None) -> zoneinfo.ZoneInfo:
+    def zone_of(self, job: Scheduled | None) -> zoneinfo.ZoneInfo:
         return zoneinfo.ZoneInfo((job and job.zone) or self.zone)
 
-    def late_after(self, job: Job) -> timedelta:
+    def late_after(self, job: Scheduled) -> timedelta:
         """How long the job may be without success: by default the longest of its usual distances and 2 h."""
         if job.late_h is not None:
             return timedelta(hours=job.late_h)
-        # UTC, so that no change of the clock counts; a week shows what is left out on some days.
+        # UTC, so that no change of the clock counts; more than a week shows nights and weekends left out.
         moments = CronSim(job.cron, datetime(2026, 1, 1, tzinfo=UTC))
         distances: list[timedelta] = []
-        before = next(moments)
+        first = before = next(moments)
         for moment in moments:
             distances.append(moment - before)
             before = moment
-            if len(distances) == 60:
+            if len(distances) >= 60 and moment - first > timedelta(days=8):
                 break
         return max(distances) + timedelta(hours=LATE_H)
 
@@ -172,12 +255,14 @@ def read_line(plant: Plant) -> LineFile:
         return LineFile(**{str(key): value for key, value in data.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
+        # Below a job pydantic names the kind that it was read as, which is no part of the file.
+        at = [part for nth, part in enumerate(first["loc"]) if nth != 2 or first["loc"][0] != "jobs"]
+        where = ".".join(str(part) for part in at) or "file"
         said = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{path}: {where}: {said}", CONFIG) from None
 
 
-def moments(job: Job, zone: zoneinfo.ZoneInfo, after: datetime, until: datetime) -> Iterator[datetime]:
+def moments(job: Scheduled, zone: zoneinfo.ZoneInfo, after: datetime, until: datetime) -> Iterator[datetime]:
     """The moments of a job in (after, until], in UTC, each once."""
     last = None
     for moment in CronSim(job.cron, after.astimezone(zone)):

@@ -10,6 +10,7 @@ from rollsight.jobs import alerts
 from rollsight.jobs.channels import listed
 from rollsight.jobs.ledger.bands import receipts_in
 from rollsight.jobs.ledger.schema import Run, Slot, Stability
+from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.schedule import moments
 from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 GIVEN_UP = ("failed", "dead")
 OPEN = ("due", "running", "retry")
-SUCCESS = ("done", "partial")
 MAX_LISTED = 20  # of each kind on a terminal; JSON has all
 
 
@@ -160,10 +160,7 @@ def _slot(slot: Slot) -> dict[str, Any]:
 
 def _jobs(site: Site, session: Session, now: datetime) -> list[dict[str, Any]]:
     """The jobs of line.yaml: last success, next moment, whether one is late."""
-    rows = session.execute(
-        select(Slot.job, func.max(Slot.ended_at)).where(Slot.state.in_(SUCCESS)).group_by(Slot.job)
-    ).all()
-    last: dict[str, datetime] = {job: at for job, at in rows if at is not None}
+    last = last_success(session)
     at_work = dict(
         session.execute(select(Slot.job, Slot.state).where(Slot.state.in_(OPEN)).order_by(Slot.id)).all()
     )

@@ -6,6 +6,7 @@ be inspected is what is due, so a machine that slept or a clock that was set bac
 none.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,16 +17,17 @@ from rollsight.jobs.ledger.claims import LeaseLostError, claim, fail, finish, le
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Event, Slot
+from rollsight.jobs.ledger.success import last_success
+from rollsight.jobs.making import run_making
+from rollsight.jobs.night_file import write_night
 from rollsight.jobs.nightly import Night, OnRoll, open_job, run_night, told_of
-from rollsight.jobs.schedule import BY_HAND, ON_TIME, moments
+from rollsight.jobs.schedule import BY_HAND, ON_TIME, AnyJob, Scheduled, moments
 from rollsight.jobs.schedule import Job as Entry
 from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 GRAVITY = (0, LOCKED, PARTIAL, CONFIG)  # the exit code of a tick is the worst of its slots
-# A slot with `ended_at` in one of these was worked through; what it left has retries or alerts of its own.
-SUCCESS = ("done", "partial", "retry", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def tick(site: Site, *, on_roll: OnRoll | None = None) -> Tick:
     return told
 
 
-def make_slots(site: Site, session: Session, entry: Entry) -> tuple[int, int]:
+def make_slots(site: Site, session: Session, entry: Scheduled) -> tuple[int, int]:
     """Write the job's moments since its last slot into the ledger; how many are due, how many left out.
 
     A job that is new begins now. Missed moments are caught up as the job says; one on which a slot stands is
@@ -102,7 +104,7 @@ def add_slot(
     job: str,
     at: datetime,
     *,
-    entry: Entry | None = None,
+    entry: Scheduled | None = None,
     skip: str | None = None,
 ) -> int | None:
     """Write a slot into the ledger unless it is there; its id, None where it was."""
@@ -141,7 +143,16 @@ def _take(
                 return lease, row.job, row.scheduled_for, row.deadline
             state = "skipped" if row.report is None else "partial"
             line = "its deadline is over: what is left is due next time"
-            finish(session, lease, site.clock(), state, error=line, exit_code=PARTIAL)
+            # Not ended now: a night that nobody worked through is no success to go by.
+            finish(
+                session,
+                lease,
+                site.clock(),
+                state,
+                ended_at=row.ended_at,
+                error=line,
+                exit_code=PARTIAL,
+            )
 
     return site.ledger.keep(take)
 
@@ -149,7 +160,7 @@ def _take(
 def run_slot(
     site: Site,
     lease: SlotLease,
-    entry: Entry | None,
+    entry: AnyJob | None,
     until: datetime | None,
     *,
     job: Job | None = None,
@@ -163,6 +174,8 @@ def run_slot(
     that stays away.
     """
     try:
+        if entry is not None and not isinstance(entry, Entry):
+            return 0, run_making(site, entry, lease)
         night = run_night(
             site,
             job or open_job(site, entry),
@@ -177,8 +190,18 @@ def run_slot(
     except Exception as fault:
         told, code = told_of(fault)
         site.ledger.keep(lambda session: _failed(site, session, lease, told, code))
+        _retell(site, lease)
         return code, told
     return night.exit_code, summary(night)
+
+
+def _retell(site: Site, lease: SlotLease) -> None:
+    """Write the night's file again, now that the ledger says how the slot failed."""
+    with site.ledger.read() as session:
+        report = session.get_one(Slot, lease.id).report
+    if report is not None:
+        with suppress(UserError, OSError):  # a disk that refuses: the ledger has it, the next slot writes it
+            write_night(site, report)
 
 
 def summary(night: Night) -> str:
@@ -205,12 +228,10 @@ def _failed(site: Site, session: Session, lease: SlotLease, told: str, code: int
         )
 
 
-def tell_late(site: Site, session: Session, entry: Entry) -> None:
+def tell_late(site: Site, session: Session, entry: Scheduled) -> None:
     """The dead man's switch: an alert where the job had no success for too long, once per last success."""
     now = site.clock()
-    last = session.scalar(
-        select(func.max(Slot.ended_at)).where(Slot.job == entry.name, Slot.state.in_(SUCCESS))
-    )
+    last = last_success(session).get(entry.name)
     since = last or session.scalar(
         select(func.min(Event.at)).where(Event.kind == "job.seen", Event.detail == entry.name)
     )
@@ -248,7 +269,7 @@ def begin_by_hand(site: Site) -> SlotLease:
     return site.ledger.keep(begin)
 
 
-def begin_slot(site: Site, entry: Entry, at: datetime) -> tuple[SlotLease | None, str]:
+def begin_slot(site: Site, entry: Scheduled, at: datetime) -> tuple[SlotLease | None, str]:
     """Make and hold the slot of a job at a moment that someone names; None where it has ended."""
 
     def begin(session: Session) -> tuple[SlotLease | None, str]:

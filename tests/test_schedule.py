@@ -45,7 +45,13 @@ def test_moments_lie_after_the_first_and_up_to_the_last() -> None:
 
 def test_a_job_is_late_after_its_longest_usual_distance_and_two_hours() -> None:
     line = LineFile()
-    for cron, hours in (("30 1 * * *", 26), ("0 3 * * 1-5", 74), ("0 */6 * * *", 8)):
+    for cron, hours in (
+        ("30 1 * * *", 26),
+        ("0 3 * * 1-5", 74),
+        ("0 */6 * * *", 8),
+        ("*/15 6-21 * * *", 8.25 + 2),  # a pause every night
+        ("0,30 6-13 * * 1-5", 64.5 + 2),  # and every weekend
+    ):
         assert line.late_after(Job(name="n", cron=cron)) == timedelta(hours=hours)
     assert line.late_after(Job(name="n", cron="0 3 * * *", late_h=5)) == timedelta(hours=5)
 

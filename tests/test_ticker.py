@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rollsight.inspect.errors import CONFIG, LOCKED, UserError
 from rollsight.inspect.plant import Plant
-from rollsight.jobs.ledger.claims import claim
+from rollsight.jobs.ledger.claims import claim, lease_of, note
 from rollsight.jobs.ledger.database import Ledger
 from rollsight.jobs.ledger.schema import Alert, Slot
 from rollsight.jobs.retry import try_again
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
-from rollsight.jobs.ticker import begin_slot, next_moment, run_slot, tick
+from rollsight.jobs.ticker import begin_slot, make_slots, next_moment, run_slot, tick
 from sqlalchemy import select
 
 NIGHT = {"name": "nightly", "cron": "30 1 * * *", "zone": "Europe/Berlin"}
@@ -147,6 +147,24 @@ def test_two_tickers_run_each_slot_once(ledger: Ledger, tmp_path: Path) -> None:
     assert len(ran) == 12
     assert set(Counter(ran).values()) == {1}
     assert {state for _, state in slots(ledger)} == {"done"}
+
+
+def test_a_night_whose_process_died_until_its_deadline_is_no_success(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    tick(site)
+    clock.now = datetime(2026, 11, 21, 0, 31, tzinfo=UTC)
+    with ledger.write() as session:
+        make_slots(site, session, site.line.jobs[0])
+        row = claim(session, Slot, clock.now, "elsewhere:1/1/0")
+        assert row is not None
+        note(session, lease_of(row), report="runs/2026-11-21/night.json")
+    clock.now += 13 * HOUR
+    tick(site)
+    assert [state for _, state in slots(ledger)] == ["partial"]
+    clock.now = START + 27 * HOUR
+    tick(site)
+    assert alerts(ledger) == ["job nightly is late: no success for more than 26 h"]
 
 
 def test_a_job_without_success_for_26_hours_is_told_once(ledger: Ledger, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ def run_slot(
                 console.say(f"job {job} of {moment.isoformat()} has ended before: {state}")
             return
         code, told = run_held(site, slot, entry, None, early=True, on_roll=_bar)
-        _tell_night(site, slot.id, as_json=as_json)
+        if as_json or entry.kind == "inspect":
+            _tell_night(site, slot.id, as_json=as_json)
         _end(code, told, as_json=as_json)
 
 

@@ -278,7 +278,7 @@ def export(
 def retrain(
     data: Annotated[list[Path], typer.Option(help="Labelled data with what was reviewed; may be repeated.")],
     start: Annotated[str, typer.Option("--from", help="The model to begin from.")] = "default",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 600,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: 600.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     home: Home = None,
@@ -295,10 +295,11 @@ def retrain(
     from rollsight.jobs.cluster import slots
     from rollsight.jobs.retrain_job import LEARNING_RATE
     from rollsight.jobs.retrain_job import retrain as train_on
+    from rollsight.jobs.schedule import RETRAIN_STEPS
 
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
-    recipe = Recipe(steps=steps, seed=seed, learning_rate=LEARNING_RATE)
+    recipe = Recipe(steps=steps or RETRAIN_STEPS, seed=seed, learning_rate=LEARNING_RATE)
     with console.count_progress("retrain", "steps") as on_done:
         told = train_on(plant, data, recipe, at=datetime.now(UTC), start=start, on_step=on_done)
     verdicts = told.verdicts or ()

@@ -156,8 +156,10 @@ class Band(Table):
 class Event(Table):
     """What happened, in order: append-only, triggers refuse UPDATE and DELETE.
 
-    kind is SUBJECT.VERB: slot.made|claimed|done|partial|retry|failed|dead|skipped, run.made|claimed|planned|
-    done|retry|failed|dead|gone|replaced|again|lost, roll.held|released, stability.ok|out|baseline, doctor.*
+    kind is SUBJECT.VERB: slot.made|claimed|done|partial|retry|failed|dead|skipped|again, run.made|claimed|
+    planned|done|retry|failed|dead|gone|replaced|again|lost, job.seen, roll.held|released|ingested,
+    stability.ok|out|baseline, alert.sent, artifact.marked|deleted, retention.ran, page.made, disk.low,
+    model.retrained, data.made, doctor.*
     """
 
     __tablename__ = "event"
