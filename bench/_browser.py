@@ -60,28 +60,42 @@ def opened(folder: Path, script: str = "") -> dict[str, Any]:
 
     `complaints` are errors of its scripts and breaches of its own policy.
     """
-    assert CHROMIUM is not None
-    (folder / "wrapper.html").write_text(WRAPPER % script, encoding="utf-8")
+    told = loaded(folder, WRAPPER % script, folder / ".profile")
+    shutil.rmtree(folder / ".profile", ignore_errors=True)
+    return told | {"complaints": complaints(told.pop("log"))}
+
+
+def loaded(folder: Path, wrapper: str, profile: Path) -> dict[str, Any]:
+    """What a page beside those in `folder` posts to `found` before its picture `wait` is there; and `log`."""
+    (folder / "wrapper.html").write_text(wrapper, encoding="utf-8")
     told: dict[str, Any] = {}
     handler = functools.partial(_Server, directory=str(folder), told=told, ready=threading.Event())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        log = subprocess.run(
-            [
-                CHROMIUM,
-                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-                *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-                *("--enable-logging=stderr", f"--user-data-dir={folder / '.profile'}"),
-                *("--window-size=1360,3000", "--dump-dom"),
-                f"http://127.0.0.1:{server.server_port}/wrapper.html",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=True,
-        ).stderr
+        url = f"http://127.0.0.1:{server.server_port}/wrapper.html"
+        log = chromium(profile, "--window-size=1360,3000", "--dump-dom", url)
         server.shutdown()
     (folder / "wrapper.html").unlink()
-    shutil.rmtree(folder / ".profile", ignore_errors=True)
-    lines = [line for line in log.splitlines() if "CONSOLE" in line and "wrapper.html" not in line]
-    return told | {"complaints": lines}
+    return told | {"log": log}
+
+
+def chromium(profile: Path, *flags: str) -> str:
+    """Run headless Chromium to its end; returns what it logged."""
+    assert CHROMIUM is not None
+    return subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--enable-logging=stderr", f"--user-data-dir={profile}", *flags),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    ).stderr
+
+
+def complaints(log: str) -> list[str]:
+    """Errors of scripts and breaches of the page's own policy."""
+    return [line for line in log.splitlines() if "CONSOLE" in line and "wrapper.html" not in line]

@@ -4,7 +4,6 @@
 """
 
 import io
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rollsight.inspect.metrics import (
     mean_iou,
     tiny_small_recall,
 )
+from rollsight.inspect.roll_places import write_durably
 
 FIGURES: dict[str, Callable[[Counts], NDArray[np.float64]]] = {
     "miou": mean_iou,
@@ -151,9 +151,4 @@ def draw(comparison: Mapping[str, Any], title: str, path: Path) -> None:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(out.getvalue())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_durably(path, out.getvalue())

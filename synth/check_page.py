@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from PIL import Image
+from rollsight.inspect.roll_places import write_durably
 from rollsight.synth.features import Crop
 from rollsight.synth.realism import Check
 
@@ -38,12 +38,7 @@ def write_page(path: Path, check: Check, title: str, seed: int = 0) -> None:
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(html, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_durably(path, html.encode())
 
 
 def told(figures: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,14 +1,10 @@
 """The page in a real browser: 200,000 defects open in under 2 s, and what should be seen and linked is."""
 
-import http.server
+import importlib.util
 import json
 import os
-import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,13 @@ from PIL import Image
 from rollsight.inspect.report.page import write_page
 from rollsight.inspect.rolls import Roll, RollWriter, Strip
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
+SPEC = importlib.util.spec_from_file_location(
+    "bench_browser", Path(__file__).parent.parent / "bench" / "_browser.py"
+)
+assert SPEC is not None and SPEC.loader is not None
+BROWSER = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(BROWSER)
+pytestmark = pytest.mark.skipif(BROWSER.CHROMIUM is None, reason="no Chromium on the PATH")
 
 LINES, WIDTH, EDGE = 60_000, 512, 20
 CLASSES = ("pit", "scratches", "inclusion", "scale", "roll_mark")
@@ -84,66 +85,10 @@ frame.src = "report.html";
 </script>"""
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    """The folder of a run; `wait` answers when the wrapper has told what it found."""
-
-    def __init__(self, *args: Any, told: dict[str, Any], ready: threading.Event, **options: Any) -> None:
-        self.told, self.ready = told, ready
-        super().__init__(*args, **options)
-
-    def do_GET(self) -> None:
-        if self.path != "/wait":
-            return super().do_GET()
-        self.ready.wait(150)
-        return self.done()
-
-    def do_POST(self) -> None:
-        self.told |= json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.done()
-        self.ready.set()
-
-    def done(self) -> None:
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        """Nothing: what a test finds, it asserts."""
-
-
-def chromium(folder: Path, *flags: str) -> str:
-    """Run headless Chromium to its end; returns what it logged."""
-    assert CHROMIUM is not None
-    return subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", *flags),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-    ).stderr
-
-
 def opened(run: Path, folder: Path) -> dict[str, Any]:
     """What the wrapper finds in the page of `run`, once it has opened."""
-    (run / "wrapper.html").write_text(WRAPPER, encoding="utf-8")
-    told: dict[str, Any] = {}
-    handler = partial(Server, directory=str(run), told=told, ready=threading.Event())
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/wrapper.html"
-        log = chromium(folder, "--window-size=1360,3000", "--dump-dom", url)
-        server.shutdown()
-    (run / "wrapper.html").unlink()
-    return told | {"log": log}
-
-
-def complaints(log: str) -> list[str]:
-    """Errors of scripts and breaches of the page's own policy."""
-    return [line for line in log.splitlines() if "CONSOLE" in line and "wrapper.html" not in line]
+    found: dict[str, Any] = BROWSER.loaded(run, WRAPPER, folder / "profile")
+    return found
 
 
 def busy() -> bool:
@@ -241,7 +186,7 @@ def test_a_page_of_200_000_defects_opens_in_under_2_s(crowded_open: dict[str, An
 def test_its_aggregates_come_first_and_its_maps_are_drawn(crowded_open: dict[str, Any]) -> None:
     assert crowded_open["headings"] == ["Density", "Counts along the length", "Stretched"]
     assert all(marked > 0.3 for marked, _ in crowded_open["ink"])
-    assert complaints(crowded_open["log"]) == []
+    assert BROWSER.complaints(crowded_open["log"]) == []
 
 
 def test_a_class_is_hidden_and_shown_again_at_its_button(crowded_open: dict[str, Any]) -> None:
@@ -273,7 +218,7 @@ def test_a_page_with_few_defects_or_none_opens_without_a_complaint(
     run, _ = write_run(tmp_path, roll, count)
     found = opened(run, tmp_path)
 
-    assert complaints(found["log"]) == []
+    assert BROWSER.complaints(found["log"]) == []
     assert found["headings"][0] == "Stretched"
     assert found["links"] == (2 * 60 if count else 0)  # on both maps
     assert count == 0 or found["target"]
@@ -295,8 +240,8 @@ def test_the_page_opens_from_its_folder_as_a_user_opens_it(
 ) -> None:
     """As a file, without any server: the maps are there in colour, and nothing is complained of."""
     shot = tmp_path / "page.png"
-    log = chromium(
-        tmp_path,
+    log = BROWSER.chromium(
+        tmp_path / "profile",
         "--window-size=1360,1600",
         f"--screenshot={shot}",
         (crowded[0] / "report.html").as_uri(),
@@ -304,5 +249,5 @@ def test_the_page_opens_from_its_folder_as_a_user_opens_it(
     gray = np.asarray(Image.open(shot).convert("RGB"), np.int16)
     colourful: Callable[[slice], float] = lambda rows: float((np.ptp(gray[rows], axis=2) > 60).mean())  # noqa: E731
 
-    assert complaints(log) == []
+    assert BROWSER.complaints(log) == []
     assert colourful(slice(380, 1500)) > 0.2

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from rollsight.inspect.metrics import BUCKET_EDGES_PX, BUCKETS, MIN_N
 from rollsight.inspect.models import Model
 from rollsight.inspect.report.crops import JPEG_QUALITY, MIN_CONTRAST, data_uri, outline
 from rollsight.inspect.report.page import COLOURS, FOLDER, SHADES, environment
+from rollsight.inspect.roll_places import write_durably
 
 PLOT = (46, 12, 400, 250)  # px of a chart: left, top, width, height of what lies within its axes
 PICTURE_PX = 300  # longer side of a picture
@@ -48,12 +48,7 @@ def write_evaluation(
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(html, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_durably(path, html.encode())
 
 
 def _content(
