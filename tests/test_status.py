@@ -194,6 +194,22 @@ def test_events_are_lines_once_they_are_committed_and_never_before(site, tmp_pat
     assert (second["event"], second["level"]) == ("slot.made", "info")
 
 
+def test_a_full_disk_under_the_log_stops_nothing_and_is_told_once(site, capfd):
+    """/dev/full takes no byte: what is committed stays committed, and nothing is raised, not at its end."""
+    end = log_events("/dev/full")
+    try:
+        for roll in ("C7", "C8"):
+            with site.ledger.write() as session:
+                add_event(session, NOW, "run.done", roll_id=roll)
+    finally:
+        end()
+
+    assert of_kind(site, "run.done") == 2
+    assert capfd.readouterr().err == (
+        "log /dev/full: No space left on device: lines are lost; the ledger has all of them\n"
+    )
+
+
 def of_kind(site: Site, kind: str) -> int:
     with site.ledger.read() as session:
         return session.scalar(select(func.count()).where(Event.kind == kind))
