@@ -3,12 +3,14 @@
 import http.server
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +22,7 @@ from rich.console import Console
 from rollsight.inspect.errors import CONFIG, LOCKED, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
-from rollsight.jobs.afterwards import PAGE_MADE, RETAINED, follow_up, followed
+from rollsight.jobs.afterwards import PAGE_MADE, RETAIN_BEGUN, RETAINED, follow_up, followed
 from rollsight.jobs.cli import main
 from rollsight.jobs.ledger.claims import claim, lease_of, note
 from rollsight.jobs.ledger.database import open_ledger
@@ -238,6 +240,57 @@ def test_alerts_page_and_once_a_day_retention_follow(site, monkeypatch):
     assert of_kind(site, PAGE_MADE) == 1  # a roll ended, but the page is not two minutes old
     follow_up(replace(site, clock=lambda: NOW + timedelta(days=1, minutes=1)))
     assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (2, 2)
+
+
+def test_two_tickers_apply_retention_once_a_day(site):
+    """Side by side at the same moment; the claim is in the ledger before anything is taken away."""
+    site = replace(site, line=LineFile(jobs=JOBS, retention={"masks_d": 90}))
+    together = threading.Barrier(4)
+
+    def ticker() -> list[str]:
+        together.wait()
+        return follow_up(site)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = [done.result() for done in [pool.submit(ticker) for _ in range(4)]]
+    assert told == [[]] * 4
+    assert (of_kind(site, RETAIN_BEGUN), of_kind(site, RETAINED)) == (1, 1)
+
+
+def test_a_fault_of_one_step_is_a_line_and_the_others_go_on(site):
+    """A file has the name of the page's folder: no UserError. Retention is applied anyway."""
+    runs = site.plant.home / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.write_text("no folder")
+    site = replace(site, line=LineFile(jobs=JOBS, retention={"masks_d": 90}))
+
+    [fault] = follow_up(site)
+    assert fault.startswith("morning page: ") and "\n" not in fault
+    assert of_kind(site, RETAINED) == 1
+
+
+def test_the_thread_goes_on_after_a_fault_of_any_kind(site):
+    """A fault of a step, told on a terminal that is gone: when its cause is mended the page is made."""
+    runs = site.plant.home / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.write_text("no folder")
+    told: list[str] = []
+
+    def on_fault(line: str) -> None:
+        told.append(line)
+        raise BrokenPipeError
+
+    def until(happens: Callable[[], bool]) -> bool:
+        end = time.monotonic() + 20
+        while not happens() and time.monotonic() < end:
+            time.sleep(0.02)
+        return happens()
+
+    with followed(site.plant.home, None, on_fault, every_s=0.05):
+        assert until(lambda: len(told) > 0)
+        runs.unlink()
+        assert until((runs / "index.html").is_file)
+    assert [line.partition(":")[0] for line in told] == ["morning page"]
 
 
 def test_a_plant_that_says_nothing_of_retention_loses_nothing(site):
