@@ -29,7 +29,8 @@ def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
 
     at_last: the work is over, so the page is made now, however new it is. Nothing is deleted in a plant whose
     line.yaml says nothing of retention. Returns a line per fault, whatever it is: none of this stops a night
-    or another step, and each is tried again the next time. UserError 75 where the ledger is away.
+    or another step, and each is tried again the next time, retention after an hour. UserError 75 where the
+    ledger is away.
     """
     faults = []
     steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send)]

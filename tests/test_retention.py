@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from rollsight.inspect.masks import registered_masks
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_places import LocalPlace
 from rollsight.inspect.rolls import RollWriter, Strip
+from rollsight.jobs.afterwards import RETAIN_BEGUN, RETAINED, follow_up
 from rollsight.jobs.ledger.schema import Artifact, Event, Hold, Run
 from rollsight.jobs.retention import DELETED, _remove, _take_away, keep_of, retain
 from rollsight.jobs.scan_job import lock, scan_roll
@@ -230,6 +232,22 @@ def test_two_processes_may_remove_the_same_leftover(site):
             done.result()
 
     assert not left.exists()
+
+
+def test_two_tickers_apply_the_rule_once_a_day(site):
+    """Side by side at the same moment; the claim is in the ledger before anything is taken away."""
+    together = threading.Barrier(4)
+
+    def ticker() -> list[str]:
+        together.wait()
+        return follow_up(site)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = [done.result() for done in [pool.submit(ticker) for _ in range(4)]]
+    assert told == [[]] * 4
+    with site.ledger.read() as session:
+        kinds = session.scalars(select(Event.kind).where(Event.kind.startswith("retention")))
+        assert list(kinds) == [RETAIN_BEGUN, RETAINED]
 
 
 def test_below_the_reserve_a_marked_mask_goes_before_its_grace_ends_but_no_image(site):

@@ -10,7 +10,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from rollsight.inspect.errors import CONFIG, LOCKED, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
-from rollsight.jobs.afterwards import PAGE_MADE, RETAIN_BEGUN, RETAINED, follow_up, followed
+from rollsight.jobs.afterwards import PAGE_MADE, RETAINED, follow_up, followed
 from rollsight.jobs.cli import main
 from rollsight.jobs.ledger.claims import claim, lease_of, note
 from rollsight.jobs.ledger.database import open_ledger
@@ -240,21 +239,6 @@ def test_alerts_page_and_once_a_day_retention_follow(site, monkeypatch):
     assert of_kind(site, PAGE_MADE) == 1  # a roll ended, but the page is not two minutes old
     follow_up(replace(site, clock=lambda: NOW + timedelta(days=1, minutes=1)))
     assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (2, 2)
-
-
-def test_two_tickers_apply_retention_once_a_day(site):
-    """Side by side at the same moment; the claim is in the ledger before anything is taken away."""
-    site = replace(site, line=LineFile(jobs=JOBS, retention={"masks_d": 90}))
-    together = threading.Barrier(4)
-
-    def ticker() -> list[str]:
-        together.wait()
-        return follow_up(site)
-
-    with ThreadPoolExecutor(4) as pool:
-        told = [done.result() for done in [pool.submit(ticker) for _ in range(4)]]
-    assert told == [[]] * 4
-    assert (of_kind(site, RETAIN_BEGUN), of_kind(site, RETAINED)) == (1, 1)
 
 
 def test_a_fault_of_one_step_is_a_line_and_the_others_go_on(site):
