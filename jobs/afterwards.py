@@ -14,11 +14,13 @@ from rollsight.jobs import alerts
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.schema import Event, Run, Slot
 from rollsight.jobs.sites import Site, open_site
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
 
 EVERY_S = 20.0
-RETAINED, PAGE_MADE = "retention.ran", "page.made"  # events
+RETAIN_BEGUN, RETAINED, PAGE_MADE = "retention.begun", "retention.ran", "page.made"  # events
 RETAIN_EVERY = timedelta(days=1)
+RETAIN_CLAIMED = timedelta(hours=1)  # nobody else begins for so long; after a fault it is tried again then
 PAGE_EVERY = timedelta(minutes=2)  # while the work goes on: a page of 1000 rolls takes a second of a core
 
 
@@ -26,8 +28,9 @@ def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
     """Send what is due; make the page where a roll or slot ended since; once a day apply `retention:`.
 
     at_last: the work is over, so the page is made now, however new it is. Nothing is deleted in a plant whose
-    line.yaml says nothing of retention. Returns a line per fault: none of this stops a night, and each is
-    tried again the next time. UserError 75 where the ledger is away.
+    line.yaml says nothing of retention. Returns a line per fault, whatever it is: none of this stops a night
+    or another step, and each is tried again the next time, retention after an hour. UserError 75 where the
+    ledger is away.
     """
     faults = []
     steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send)]
@@ -41,6 +44,8 @@ def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
             if fault.exit_code == LOCKED:
                 raise
             faults.append(f"{what}: {fault}")
+        except Exception as fault:
+            faults.append(f"{what}: {_told_of(fault)}")
     return faults
 
 
@@ -85,14 +90,27 @@ def _follow(
         ended = stop.wait(every_s)
         if last.is_set():
             break
-        with contextlib.suppress(UserError):  # no plant, no ledger: the work itself tells, or it comes back
+        faults = []
+        try:
             site = site or open_site(home, ledger)
-            for fault in follow_up(site, at_last=ended):
-                if fault not in told:
-                    told.add(fault)
-                    on_fault(fault)
+            faults = follow_up(site, at_last=ended)
+        except UserError:
+            pass  # no plant, no ledger: the work itself tells, or it comes back
+        except Exception as fault:
+            faults = [_told_of(fault)]
+        for line in faults:
+            if line not in told:
+                told.add(line)
+                with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+                    on_fault(line)
     if site is not None:
         site.ledger.close()
+
+
+def _told_of(fault: Exception) -> str:
+    from rollsight.jobs.nightly import told_of
+
+    return told_of(fault)[0]
 
 
 def _send(site: Site) -> list[str]:
@@ -116,14 +134,26 @@ def _page(site: Site, *, at_last: bool) -> list[str]:
 
 
 def _retain(site: Site) -> list[str]:
-    now = site.clock()
-    with site.ledger.read() as session:
-        last = session.scalar(select(func.max(Event.at)).where(Event.kind == RETAINED))
-    if last is None or not timedelta(0) <= now - last < RETAIN_EVERY:
-        from rollsight.jobs.retention import retain
+    from rollsight.jobs.retention import keep_of, retain
 
+    keep_of(site.line)  # a rule that is wrong claims no hour
+    if site.ledger.keep(lambda session: _claim_retention(session, site)):
         steps = retain(site)
         counts = [sum(step.action == action for step in steps) for action in ("mark", "delete")]
         detail = f"{counts[0]} marked, {counts[1]} deleted"
+        now = site.clock()
         site.ledger.keep(lambda session: add_event(session, now, RETAINED, detail=detail))
     return []
+
+
+def _claim_retention(session: Session, site: Site) -> bool:
+    """Whether this process is the one that applies the rule today; written down before it begins."""
+    if site.ledger.backend == "postgresql":  # SQLite has one writer anyway
+        session.execute(text("LOCK TABLE event IN SHARE ROW EXCLUSIVE MODE"))
+    now = site.clock()
+    for kind, every in ((RETAINED, RETAIN_EVERY), (RETAIN_BEGUN, RETAIN_CLAIMED)):
+        last = session.scalar(select(func.max(Event.at)).where(Event.kind == kind))
+        if last is not None and timedelta(0) <= now - last < every:
+            return False
+    add_event(session, now, RETAIN_BEGUN, owner=site.owner)
+    return True

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.errors import MessageError
 from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Any
@@ -38,6 +39,15 @@ TIMEOUT_S = 10.0  # of one delivery, per answer of the other side
 MAX_ATTEMPT = 6  # of the wait: from the sixth failure on up to half an hour
 MAX_AGE = timedelta(days=3)  # older ones are not sent any more: a new channel does not begin with a flood
 OVERDUE = timedelta(minutes=15)  # a tick may come only so often
+# The last three come of a set-up that the mail or HTTP library cannot put into its protocol.
+_FAULTS = (
+    OSError,
+    smtplib.SMTPException,
+    http.client.HTTPException,
+    MessageError,
+    ValueError,
+    AttributeError,
+)
 SENT = "alert.sent"  # event of one channel that took an alert; detail: {"key", "channel"}
 
 
@@ -116,7 +126,7 @@ def deliver(channel: Webhook | Mail, message: Message, now: datetime) -> str | N
     except HTTPError as error:
         error.close()
         return f"{error.code} {error.reason}"[:300]
-    except (OSError, smtplib.SMTPException, http.client.HTTPException, ssl.SSLError) as error:
+    except _FAULTS as error:
         reason = error.reason if isinstance(error, URLError) else error
         return " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
     return None
@@ -169,6 +179,7 @@ def send_mail(mail: Mail, message: Message, now: datetime) -> None:
     made["Message-ID"] = f"<{name}@{mail.sender.rpartition('@')[2]}>"
     made["X-Rollsight-Key"] = header_key(message.key)
     made.set_content(message.body.rstrip() + "\n")
+    login = [_said_to_server(name) for name in (mail.user_env, mail.password_env) if name is not None]
     secure = ssl.create_default_context()
     smtp = (
         smtplib.SMTP_SSL(mail.host, mail.port, timeout=TIMEOUT_S, context=secure)
@@ -178,11 +189,18 @@ def send_mail(mail: Mail, message: Message, now: datetime) -> None:
     with smtp:
         if mail.security == "starttls":
             smtp.starttls(context=secure)
-        if mail.user_env is not None and mail.password_env is not None:
-            smtp.login(os.environ.get(mail.user_env, ""), os.environ.get(mail.password_env, ""))
+        if login:
+            smtp.login(*login)
         refused = smtp.send_message(made)
     if refused:
         raise smtplib.SMTPRecipientsRefused(refused)
+
+
+def _said_to_server(name: str) -> str:
+    """User or password as SMTP can carry it; ValueError, without the secret, where it cannot."""
+    if not (secret := os.environ.get(name, "")).isascii():
+        raise ValueError(f"environment variable {name} holds more than ASCII, which no login carries")
+    return secret
 
 
 def header_key(key: str) -> str:

@@ -15,6 +15,8 @@ import os
 import re
 import urllib.parse
 from collections.abc import Mapping
+from email.errors import MessageError, NonASCIILocalPartDefect
+from email.headerregistry import Address
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -32,6 +34,17 @@ def _env_name(value: str | None) -> str | None:
     if value is not None and not _ENV.fullmatch(value):
         raise ValueError("it names an environment variable; the secret itself never stands in the file")
     return value
+
+
+def _is_address(address: str) -> bool:
+    """Whether a mail header can hold it; `a@[1.2.3` ends the library's parser by an AttributeError."""
+    try:
+        Address(addr_spec=address)
+    except NonASCIILocalPartDefect:
+        return True  # servers with SMTPUTF8 take it
+    except (ValueError, AttributeError, IndexError, MessageError):
+        return False
+    return True
 
 
 class Channel(BaseModel):
@@ -87,7 +100,7 @@ class Mail(Channel):
     @classmethod
     def _addresses(cls, value: Any) -> Any:
         for address in [value] if isinstance(value, str) else value:
-            if not _ADDRESS.fullmatch(address):
+            if not _ADDRESS.fullmatch(address) or not _is_address(address):
                 raise ValueError(f"{address[:80]!r} is no mail address")
         return value
 

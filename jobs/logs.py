@@ -2,9 +2,12 @@
 
 Every change of state is an event, written with that change. Once its transaction is committed it is a line
 here too, with roll, run, slot and job where they are known; what is rolled back never was, and is no line.
-Files are opened to append, so processes may share one; to rotate, logrotate's `copytruncate` does.
+Files are opened to append, so processes may share one; to rotate, logrotate's `copytruncate` does. A log that
+cannot be written any more, as on a full disk, is told of once on stderr and stops nothing.
 """
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,15 +42,23 @@ def log_events(where: str, **bound: Any) -> Callable[[], None]:
         ],
     ).bind(**bound)
 
+    lost = False  # it was told that lines are lost
+
     def collect(session: Session, *_: Any) -> None:
         lines = session.info.setdefault(_PENDING, [])
         lines += [_facts(session, row) for row in session.new if isinstance(row, Event)]
 
     def write(session: Session) -> None:
+        nonlocal lost
         for facts in session.info.pop(_PENDING, ()):
             verb = facts["event"].rpartition(".")[2]
             level = "error" if verb in _ERROR else "warning" if verb in _WARNING else "info"
-            getattr(logger, level)(**facts)
+            try:
+                getattr(logger, level)(**facts)
+            except (OSError, ValueError) as fault:  # what it tells of is committed: the work goes on
+                if not lost:
+                    lost = True
+                    _tell_lost(where, fault)
 
     def forget(session: Session) -> None:
         session.info.pop(_PENDING, None)
@@ -60,7 +71,8 @@ def log_events(where: str, **bound: Any) -> Callable[[], None]:
         for name, listener in listeners:
             event.remove(Session, name, listener)
         if file is not sys.stderr:
-            file.close()
+            with contextlib.suppress(OSError):  # told of where a line was lost
+                file.close()
 
     return end
 
@@ -84,11 +96,19 @@ def _facts(session: Session, row: Event) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
+def _tell_lost(where: str, fault: Exception) -> None:
+    told = fault.strerror if isinstance(fault, OSError) else str(fault)
+    with contextlib.suppress(OSError, ValueError):  # a stderr that is closed or full
+        print(f"log {where}: {told}: lines are lost; the ledger has all of them", file=sys.stderr)
+
+
 def _opened(where: str) -> TextIO:
     if where == STDERR:
         return sys.stderr
     try:
         Path(where).parent.mkdir(parents=True, exist_ok=True)
-        return Path(where).open("a", encoding="utf-8", buffering=1)
+        # Nothing is kept in a buffer: what a full disk refuses is not tried again at close or at exit.
+        raw: Any = io.FileIO(where, "a")  # a raw file will do where all is written through
+        return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
     except OSError as error:
         raise UserError(f"log {where}: {error.strerror}: name a file that may be written", CONFIG) from None

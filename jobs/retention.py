@@ -168,7 +168,7 @@ def _mark(site: Site, keep: Keep, *, dry_run: bool) -> list[Step]:
             if row.marked_at is not None or row.roll_id in guarded:
                 continue
             path = site.plant.home / row.path
-            if row.kind == RAW and not _may_go(path, verdicts.get(row.roll_id), keep):
+            if row.kind == RAW and _why_kept(path, row, verdicts, keep) is not None:
                 continue
             row.bytes = _bytes_of(path)
             row.marked_at = now
@@ -205,15 +205,35 @@ def _delete(site: Site, keep: Keep, *, dry_run: bool) -> list[Step]:
         why = f"marked {row.marked_at:%Y-%m-%d}" + (
             "" if over else f", and under {reserve / 1e9:g} GB are free"
         )
-        if dry_run:
+        if not dry_run:
+            steps.append(_take_away(site, row, why, keep))
+        elif (reason := _told_by(site, row, keep)) is not None:
+            steps.append(_step("unmark", row, reason))
+        else:
             freed += row.bytes or 0
             steps.append(_step("delete", row, why))
-        else:
-            steps.append(_take_away(site, row, why))
     return steps
 
 
-def _take_away(site: Site, marked: Artifact, why: str) -> Step:
+def _told_by(site: Site, row: Artifact, keep: Keep) -> str | None:
+    """Of a dry run: why a marked thing would stay."""
+    with site.ledger.read() as session:
+        return _reason(session, site.plant.home / row.path, row, keep)
+
+
+def _reason(session: Session, path: Path, row: Artifact, keep: Keep) -> str | None:
+    """Why a marked thing stays after all: a hold, an open run, and for images all that the mark asked for.
+
+    A grace is long: a run that ended during it may hold the roll back, and the roll may be another one.
+    """
+    if (reason := _guarded(session).get(row.roll_id)) is not None:
+        return reason
+    if row.kind != RAW or not path.exists():
+        return None
+    return _why_kept(path, row, _verdicts(session), keep)
+
+
+def _take_away(site: Site, marked: Artifact, why: str, keep: Keep) -> Step:
     """One thing: moved aside while nobody can hold its roll or begin a run on it, then removed."""
     path = site.plant.home / marked.path
     aside = path.with_name(f"{DELETED}{path.name}-{marked.id}")
@@ -222,7 +242,7 @@ def _take_away(site: Site, marked: Artifact, why: str) -> Step:
         if site.ledger.backend == "postgresql":  # SQLite has one writer anyway
             session.execute(text("LOCK TABLE hold, run IN SHARE MODE"))
         row = session.get_one(Artifact, marked.id)
-        if (reason := _guarded(session).get(row.roll_id)) is not None:
+        if (reason := _reason(session, path, row, keep)) is not None:
             row.marked_at = None
             return _step("unmark", row, reason)
         if path.exists():
@@ -252,7 +272,7 @@ def _take_away(site: Site, marked: Artifact, why: str) -> Step:
     except UserError as fault:
         return _step("wait", marked, str(fault))
     if aside.is_dir():
-        shutil.rmtree(aside)
+        _remove(aside)
     return step
 
 
@@ -261,8 +281,15 @@ def _sweep(site: Site) -> None:
     places = (site.plant.rolls.glob(f"{DELETED}*"), site.plant.rolls.glob(f"[!.]*.zarr/labels/{DELETED}*"))
     runs = (site.plant.home / "runs").glob(f"*/*/{DELETED}*")
     for found in (*places, runs):
-        for left in found:
-            shutil.rmtree(left)
+        for left in list(found):
+            _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that another process may be removing too."""
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):  # the other one was faster
+            shutil.rmtree(folder)
 
 
 def _guarded(session: Session) -> dict[str, str]:
@@ -274,21 +301,29 @@ def _guarded(session: Session) -> dict[str, str]:
     return found | {roll_id: f"on hold: {reason}" for roll_id, reason in held}
 
 
-def _verdicts(session: Session) -> dict[str, str]:
-    """The newest verdict of each inspected roll."""
+def _verdicts(session: Session) -> dict[tuple[str, datetime], str]:
+    """The newest verdict of each inspected roll, by its id and when it was closed: an id may come again."""
     rows = session.execute(
-        select(Run.roll_id, Run.verdict).where(Run.state == "done").order_by(Run.ended_at, Run.id)
+        select(Run.roll_id, Run.closed_at, Run.verdict)
+        .where(Run.state == "done")
+        .order_by(Run.ended_at, Run.id)
     )
-    return {roll_id: verdict or "" for roll_id, verdict in rows}
+    return {(roll_id, closed_at): verdict or "" for roll_id, closed_at, verdict in rows}
 
 
-def _may_go(roll: Path, verdict: str | None, keep: Keep) -> bool:
-    """Whether the image may go: inspected, closed, and of no verdict that keeps it."""
-    if verdict is None or verdict in keep.raw_keep:
-        return False
-    with contextlib.suppress(UserError):
-        return strip_at(roll).closed
-    return False
+def _why_kept(roll: Path, row: Artifact, verdicts: dict[tuple[str, datetime], str], keep: Keep) -> str | None:
+    """Why an image stays; None where it may go: inspected as it is, and of no verdict that keeps it."""
+    verdict = verdicts.get((row.roll_id, row.created_at))
+    if verdict is None:
+        return "it was not inspected as it is now"
+    if verdict in keep.raw_keep:
+        return f"its verdict is {verdict}"
+    try:
+        if last_written(roll) != row.created_at:
+            return "it was made again since"
+        return None if strip_at(roll).closed else "it is not closed"
+    except UserError as fault:
+        return str(fault)
 
 
 def _as_rows(site: Site, session: Session) -> Sequence[Artifact]:
@@ -298,7 +333,8 @@ def _as_rows(site: Site, session: Session) -> Sequence[Artifact]:
     for thing in _things(site):
         path = site.relative(thing.path)
         row = known.get(path)
-        if row is None or row.deleted_at is not None:
+        again = row is not None and row.kind == RAW and row.created_at != thing.created_at
+        if row is None or row.deleted_at is not None or again:
             facts = (thing.kind, thing.roll_id, thing.run_id, thing.created_at)
             row = Artifact(
                 path=path, **dict(zip(("kind", "roll_id", "run_id", "created_at"), facts, strict=True))

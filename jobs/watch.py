@@ -3,13 +3,17 @@
 An entry of the folder is a sub-folder of image strips or of a patch export, or a raw file with its JSON
 sidecar; its name is the roll's id, and `strip.json` or the sidecar tells the rest. It is complete when a
 `.done` file lies in it (beside a raw file: NAME.done), or when nothing in it has changed for a while. What
-was ingested stays where it is: the roll of its name says that it is done.
+was ingested stays where it is: the roll of its name says that it is done, and where retention took the roll
+away, the ledger says so; only an entry that changed since is taken again.
 """
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rollsight.inspect.errors import USAGE, UserError
@@ -20,16 +24,18 @@ from rollsight.jobs.cluster import Executor
 from rollsight.jobs.due import Job, find_due
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
-from rollsight.jobs.ledger.schema import Run
+from rollsight.jobs.ledger.schema import Artifact, Event, Run
 from rollsight.jobs.live_job import scan_so_far
 from rollsight.jobs.nightly import OnRoll, candidates
+from rollsight.jobs.retention import RAW
 from rollsight.jobs.sites import Site
 from rollsight.jobs.ticker import begin_by_hand, run_slot
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, func, or_, select
 
 DONE = ".done"
 SIDECAR = ".json"
 SETTLE_S = 30.0
+INGESTED = "roll.ingested"  # event; detail: {"entry", "look"}
 
 Look = tuple[int, int, int]  # files, bytes, newest change in ns
 
@@ -77,6 +83,8 @@ def look(
         roll_id = entry.stem if entry.is_file() else entry.name
         if is_plain_name(roll_id) and last_written(site.plant.roll_path(roll_id)) is not None:
             continue
+        if is_plain_name(roll_id) and was_taken(site, entry, roll_id):
+            continue
         now_look = look_at(entry)
         if watched.refused.get(entry.name) == now_look:
             continue
@@ -85,14 +93,15 @@ def look(
             since = monotonic()
             watched.looks[entry.name] = (now_look, since)
         if not is_marked(entry) and (now_look[0] == 0 or monotonic() - since < settle_s):
-            waiting.append(entry.name)
+            waiting.append(printable(entry.name))
             continue
         try:
             take(site, entry, roll_id)
         except UserError as fault:
             watched.refused[entry.name] = now_look
-            refused.append((entry.name, str(fault)))
-            _tell(site, entry, now_look, str(fault))
+            told_now = printable(str(fault))
+            refused.append((printable(entry.name), told_now))
+            _tell(site, entry, now_look, told_now)
         else:
             ingested.append(roll_id)
     growing = tuple(_scan_growing(site, job, live)) if job is not None and live is not None else ()
@@ -113,9 +122,19 @@ def entries(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def look_at(entry: Path) -> Look:
-    """How the entry is now: it grows as long as this changes."""
+def printable(name: str) -> str:
+    """A name as ledger and terminal can hold it: what is no UTF-8 in it becomes U+FFFD."""
+    try:
+        return os.fsencode(name).decode("utf-8", "replace")
+    except UnicodeEncodeError:  # a lone surrogate, which a JSON file may spell and no file name has
+        return name.encode("utf-8", "replace").decode()
+
+
+def look_at(entry: Path, *, content: bool = False) -> Look:
+    """How the entry is now: it grows as long as this changes. content: without its mark of being complete."""
     files = [entry, entry.with_suffix(SIDECAR)] if entry.is_file() else list(entry.rglob("*"))
+    if content:
+        files = [path for path in files if path != entry / DONE]
     count = size = newest = 0
     for path in files:
         with contextlib.suppress(FileNotFoundError):  # a file that is renamed as it is whole
@@ -134,11 +153,32 @@ def is_marked(entry: Path) -> bool:
 def take(site: Site, entry: Path, roll_id: str) -> None:
     """Make the roll of an entry; UserError in one line where it cannot be."""
     check_roll_id(roll_id)
+    how = look_at(entry, content=True)  # what changes under the ingest is taken again, not lost
     strip = Strip(roll_id=roll_id, side=None, lighting=(), mm_per_px_x=None, mm_per_line=None)
     ingest(entry, site.plant.roll_path(roll_id), strip)
     now = site.clock()
+    detail = json.dumps({"entry": printable(entry.name), "look": how})
     with site.ledger.write() as session:
-        add_event(session, now, "roll.ingested", roll_id=roll_id, detail=entry.name)
+        add_event(session, now, INGESTED, roll_id=roll_id, detail=detail)
+
+
+def was_taken(site: Site, entry: Path, roll_id: str) -> bool:
+    """Whether a roll that is not there was made of the entry as it is, and then taken away."""
+    ingested = select(Event).where(Event.kind == INGESTED, Event.roll_id == roll_id)
+    removed = select(func.max(Artifact.deleted_at)).where(Artifact.kind == RAW, Artifact.roll_id == roll_id)
+    with site.ledger.read() as session:
+        event = session.scalars(ingested.order_by(Event.id.desc()).limit(1)).first()
+        at, detail = (event.at, event.detail or "") if event is not None else (None, "")
+        gone = session.scalar(removed)
+    if detail.startswith("{"):
+        told = json.loads(detail)
+        return told["entry"] == printable(entry.name) and tuple(told["look"]) == look_at(entry, content=True)
+    # Ingested by an older version, which told no more than the entry's name, or by hand: by the times.
+    known = [moment for moment in (at, gone) if moment is not None]
+    if not known:
+        return False
+    newest = look_at(entry, content=True)[2] // 1000
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=newest) <= max(known)
 
 
 def is_due(site: Site, job: Job) -> bool:
@@ -153,8 +193,9 @@ def is_due(site: Site, job: Job) -> bool:
 
 def _tell(site: Site, entry: Path, how: Look, told: str) -> None:
     now = site.clock()
-    key = f"drop:{entry.name[:80]}:{'.'.join(map(str, how))}"
-    subject = f"{entry.name[:80]} in the drop folder cannot be ingested"
+    name = printable(entry.name)[:80]
+    key = f"drop:{name}:{'.'.join(map(str, how))}"
+    subject = f"{name} in the drop folder cannot be ingested"
     site.ledger.keep(lambda session: put_alert(session, now, key, "unreadable", subject, told))
 
 

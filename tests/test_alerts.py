@@ -193,6 +193,23 @@ def test_a_channel_that_took_an_alert_does_not_get_it_again_for_another_ones_fau
     assert (len(receiver.got), len(box.mails)) == (1, 1)
 
 
+def test_a_password_that_no_login_carries_is_told_in_one_line_and_stops_no_other_channel(
+    ledger, tmp_path, receiver, monkeypatch
+):
+    monkeypatch.setenv("MAIL_USER", "rollsight")
+    monkeypatch.setenv("MAIL_PASSWORD", "gehe\u00edm")
+    mail = {"host": "127.0.0.1", "port": 1, "from": "a@b.c", "to": ["d@e.f"], "security": "starttls"}
+    mail |= {"user_env": "MAIL_USER", "password_env": "MAIL_PASSWORD"}
+    site = site_with(ledger, tmp_path, webhooks=[{"name": "shift", "url": receiver.url}], mail=mail)
+    put(site, "blocked:C1")
+
+    [told] = send_due(site).failed.values()
+    assert told == "mail: ValueError: environment variable MAIL_PASSWORD holds more than ASCII, " + (
+        "which no login carries"
+    )
+    assert receiver.keys == ["blocked:C1"]
+
+
 def test_two_senders_at_once_send_each_alert_once(ledger, tmp_path, receiver):
     site = site_with(ledger, tmp_path, webhooks=[{"name": "shift", "url": receiver.url}])
     for number in range(20):
@@ -261,6 +278,8 @@ def test_a_channel_gets_the_kinds_it_asked_for_and_nothing_old(ledger, tmp_path,
             {"mail": {"host": "h", "from": "a@b.c", "to": ["a@b.c"], "user_env": "U", "password_env": "P"}},
             "not sent in clear",
         ),
+        ({"mail": {"host": "h", "from": "a@[1.2.3", "to": ["a@b.c"]}}, "'a@[1.2.3' is no mail address"),
+        ({"mail": {"host": "h", "from": "a@b.c", "to": ["a..b@c"]}}, "'a..b@c' is no mail address"),
         ({"sms": {}}, "alerts.sms: Extra inputs"),
     ],
 )

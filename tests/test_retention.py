@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,8 +18,9 @@ from rollsight.inspect.masks import registered_masks
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_places import LocalPlace
 from rollsight.inspect.rolls import RollWriter, Strip
+from rollsight.jobs.afterwards import RETAIN_BEGUN, RETAINED, follow_up
 from rollsight.jobs.ledger.schema import Artifact, Event, Hold, Run
-from rollsight.jobs.retention import DELETED, keep_of, retain
+from rollsight.jobs.retention import DELETED, _remove, _take_away, keep_of, retain
 from rollsight.jobs.scan_job import lock, scan_roll
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
@@ -169,6 +172,82 @@ def test_a_roll_that_nobody_inspected_keeps_its_image(site):
     site.clock.now = NOW + timedelta(days=366)
 
     assert steps(site) == [("mark", "mask")]
+
+
+def test_images_stay_that_a_later_run_held_back_during_the_grace(site):
+    site.clock.now = NOW + timedelta(days=366)
+    assert ("mark", "raw") in steps(site)
+    with site.ledger.write() as session:
+        facts = {"model": "m", "model_hash": "0", "state": "done", "created_at": NOW, "verdict": "BLOCKED"}
+        session.add(Run(roll_id="C1", closed_at=NOW, rescan=1, ended_at=site.clock.now, **facts))
+    site.clock.now += timedelta(days=8)
+    before = [step for step in retain(site, dry_run=True) if step.kind == "raw"]
+    told = [step for step in retain(site) if step.kind == "raw"]
+
+    assert [(step.action, step.why) for step in told] == [("unmark", "its verdict is BLOCKED")]
+    assert before == told
+    assert site.plant.roll_ids() == ["C1"]
+    assert steps(site) == []
+
+
+def test_a_roll_made_again_is_not_inspected_by_what_was_said_of_the_old_one(site):
+    """Before its mark and after it; what is there now was closed a day later, and its run died."""
+    later = NOW + timedelta(days=1)
+    description = site.plant.roll_path("C1") / "zarr.json"
+    site.clock.now = NOW + timedelta(days=366)
+    assert ("mark", "raw") in steps(site)
+    os.utime(description, (later.timestamp(),) * 2)
+    with site.ledger.write() as session:
+        facts = {"model": "m", "model_hash": "0", "state": "dead", "created_at": later}
+        session.add(Run(roll_id="C1", closed_at=later, **facts))
+    for day in (367, 376, 385):
+        site.clock.now = NOW + timedelta(days=day)
+        assert [step for step in steps(site, dry_run=True) if step[1] == "raw"] == []
+        assert [step for step in steps(site) if step[1] == "raw"] == []
+    assert site.plant.roll_ids() == ["C1"]
+
+
+def test_an_image_made_again_while_the_rest_is_taken_away_stays(site):
+    """Closed again after the look at the plant and before its turn."""
+    site.clock.now = NOW + timedelta(days=366)
+    retain(site)
+    site.clock.now += timedelta(days=8)
+    with site.ledger.read() as session:
+        marked = session.scalars(select(Artifact).where(Artifact.kind == "raw")).one()
+        session.expunge(marked)
+    os.utime(site.plant.roll_path("C1") / "zarr.json", (site.clock.now.timestamp(),) * 2)
+
+    step = _take_away(site, marked, "marked", keep_of(site.line))
+    assert (step.action, step.why) == ("unmark", "it was made again since")
+    assert site.plant.roll_ids() == ["C1"]
+
+
+def test_two_processes_may_remove_the_same_leftover(site):
+    left = site.plant.rolls / f"{DELETED}C9.zarr-1"
+    for number in range(2000):
+        (left / str(number // 50)).mkdir(parents=True, exist_ok=True)
+        (left / str(number // 50) / str(number)).touch()
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(_remove, left) for _ in range(4)]:
+            done.result()
+
+    assert not left.exists()
+
+
+def test_two_tickers_apply_the_rule_once_a_day(site):
+    """Side by side at the same moment; the claim is in the ledger before anything is taken away."""
+    together = threading.Barrier(4)
+
+    def ticker() -> list[str]:
+        together.wait()
+        return follow_up(site)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = [done.result() for done in [pool.submit(ticker) for _ in range(4)]]
+    assert told == [[]] * 4
+    with site.ledger.read() as session:
+        kinds = session.scalars(select(Event.kind).where(Event.kind.startswith("retention")))
+        assert list(kinds) == [RETAIN_BEGUN, RETAINED]
 
 
 def test_below_the_reserve_a_marked_mask_goes_before_its_grace_ends_but_no_image(site):

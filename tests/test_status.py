@@ -3,12 +3,13 @@
 import http.server
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -194,6 +195,22 @@ def test_events_are_lines_once_they_are_committed_and_never_before(site, tmp_pat
     assert (second["event"], second["level"]) == ("slot.made", "info")
 
 
+def test_a_full_disk_under_the_log_stops_nothing_and_is_told_once(site, capfd):
+    """/dev/full takes no byte: what is committed stays committed, and nothing is raised, not at its end."""
+    end = log_events("/dev/full")
+    try:
+        for roll in ("C7", "C8"):
+            with site.ledger.write() as session:
+                add_event(session, NOW, "run.done", roll_id=roll)
+    finally:
+        end()
+
+    assert of_kind(site, "run.done") == 2
+    assert capfd.readouterr().err == (
+        "log /dev/full: No space left on device: lines are lost; the ledger has all of them\n"
+    )
+
+
 def of_kind(site: Site, kind: str) -> int:
     with site.ledger.read() as session:
         return session.scalar(select(func.count()).where(Event.kind == kind))
@@ -222,6 +239,42 @@ def test_alerts_page_and_once_a_day_retention_follow(site, monkeypatch):
     assert of_kind(site, PAGE_MADE) == 1  # a roll ended, but the page is not two minutes old
     follow_up(replace(site, clock=lambda: NOW + timedelta(days=1, minutes=1)))
     assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (2, 2)
+
+
+def test_a_fault_of_one_step_is_a_line_and_the_others_go_on(site):
+    """A file has the name of the page's folder: no UserError. Retention is applied anyway."""
+    runs = site.plant.home / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.write_text("no folder")
+    site = replace(site, line=LineFile(jobs=JOBS, retention={"masks_d": 90}))
+
+    [fault] = follow_up(site)
+    assert fault.startswith("morning page: ") and "\n" not in fault
+    assert of_kind(site, RETAINED) == 1
+
+
+def test_the_thread_goes_on_after_a_fault_of_any_kind(site):
+    """A fault of a step, told on a terminal that is gone: when its cause is mended the page is made."""
+    runs = site.plant.home / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.write_text("no folder")
+    told: list[str] = []
+
+    def on_fault(line: str) -> None:
+        told.append(line)
+        raise BrokenPipeError
+
+    def until(happens: Callable[[], bool]) -> bool:
+        end = time.monotonic() + 20
+        while not happens() and time.monotonic() < end:
+            time.sleep(0.02)
+        return happens()
+
+    with followed(site.plant.home, None, on_fault, every_s=0.05):
+        assert until(lambda: len(told) > 0)
+        runs.unlink()
+        assert until((runs / "index.html").is_file)
+    assert [line.partition(":")[0] for line in told] == ["morning page"]
 
 
 def test_a_plant_that_says_nothing_of_retention_loses_nothing(site):

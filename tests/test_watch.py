@@ -1,8 +1,11 @@
 """A drop folder with real strips: what is taken, when, what is refused; and rolls scanned as they grow."""
 
 import json
+import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,13 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import SHARD_LINES, RollWriter, Strip
 from rollsight.jobs.cluster import Threads
 from rollsight.jobs.ledger.database import open_ledger
-from rollsight.jobs.ledger.schema import Alert, Run
+from rollsight.jobs.ledger.events import add_event
+from rollsight.jobs.ledger.schema import Alert, Artifact, Run
 from rollsight.jobs.nightly import open_job
+from rollsight.jobs.retention import retain
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
-from rollsight.jobs.watch import Watched, look
+from rollsight.jobs.watch import INGESTED, Watched, look
 from sqlalchemy import select
 
 STRIP = {"mm_per_px_x": 1.0, "mm_per_line": 1.0, "side": "top"}
@@ -95,6 +100,56 @@ def test_a_bad_entry_is_refused_and_told_once_until_it_changes(site: Site, drop:
         assert session.scalars(select(Alert.kind)).all() == ["unreadable", "unreadable"]
     put_strip(drop / "R1")
     assert look(site, drop, watched, settle_s=0).ingested == ("R1",)
+
+
+def test_a_roll_that_retention_took_away_does_not_come_back_until_its_entry_changes(
+    site: Site, drop: Path
+) -> None:
+    """Inspected, marked and deleted by the plant's rule; a `.done` that comes late is no change."""
+    put_strip(drop / "R1")
+    job = open_job(site, None, model="default", rules=None)
+    assert look(site, drop, Watched(), settle_s=0, job=job).ingested == ("R1",)
+    line = LineFile(disk_reserve_gb=0, retention={"raw_d": 1, "grace_d": 0, "raw_keep": []})
+    retain(replace(site, line=line, clock=lambda: datetime.now(UTC) + timedelta(days=2)))
+    assert site.plant.roll_ids() == []
+
+    (drop / "R1" / ".done").touch()
+    for _ in range(2):
+        seen = look(site, drop, Watched(), settle_s=0)
+        assert (seen.ingested, seen.waiting) == ((), ())
+    put_strip(drop / "R1", 1)
+    assert look(site, drop, Watched(), settle_s=0).ingested == ("R1",)
+    assert site.plant.roll("R1").lines == 160
+
+
+def test_rolls_that_an_older_version_or_a_person_ingested_do_not_come_back_either(
+    site: Site, drop: Path
+) -> None:
+    now = datetime.now(UTC)
+    for roll_id in ("R1", "R2", "R3"):
+        put_strip(drop / roll_id)
+    with site.ledger.write() as session:
+        add_event(session, now + timedelta(seconds=1), INGESTED, roll_id="R1", detail="R1")
+        gone = Artifact(path="rolls/R2.zarr", kind="raw", roll_id="R2", created_at=now)
+        gone.deleted_at = now + timedelta(seconds=1)
+        session.add(gone)
+    assert look(site, drop, Watched(), settle_s=0).ingested == ("R3",)
+    later = (now + timedelta(seconds=2)).timestamp()
+    for roll_id in ("R1", "R2"):
+        os.utime(drop / roll_id / "000.png", (later, later))
+    assert look(site, drop, Watched(), settle_s=0).ingested == ("R1", "R2")
+
+
+def test_a_name_that_is_no_utf_8_is_refused_and_told_in_print(site: Site, drop: Path) -> None:
+    put_strip(Path(os.fsdecode(os.fsencode(drop) + b"/coil-\xff\xe9")))
+    assert look(site, drop, Watched()).waiting == ("coil-\ufffd\ufffd",)
+    [(name, told)] = look(site, drop, Watched(), settle_s=0).refused
+    assert name == "coil-\ufffd\ufffd"
+    assert told.encode()
+    with site.ledger.read() as session:
+        [alert] = session.scalars(select(Alert))
+        assert alert.subject == "coil-\ufffd\ufffd in the drop folder cannot be ingested"
+        assert alert.dedupe_key.startswith("drop:coil-\ufffd\ufffd:")
 
 
 def test_what_is_ingested_is_inspected_at_once_and_once(site: Site, drop: Path) -> None:
