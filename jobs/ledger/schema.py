@@ -158,8 +158,8 @@ class Event(Table):
 
     kind is SUBJECT.VERB: slot.made|claimed|done|partial|retry|failed|dead|skipped|again, run.made|claimed|
     planned|done|retry|failed|dead|gone|replaced|again|lost, job.seen, roll.held|released|ingested,
-    stability.ok|out|baseline, alert.sent, artifact.marked|deleted, retention.ran, page.made, disk.low,
-    model.retrained, data.made, doctor.*
+    stability.ok|out|baseline, alert.sent, artifact.marked|deleted, retention.begun|ran, page.made,
+    disk.low, model.retrained, data.made, doctor.*
     """
 
     __tablename__ = "event"
