@@ -3,11 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.models import Model, open_model
 from rollsight.inspect.rolls import Roll, check_roll_id, open_roll, roll_path
 from rollsight.inspect.strips import is_plain_name
+
+MAX_YAML_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +84,22 @@ class Plant:
 def open_plant(home: Path | None = None) -> Plant:
     """The plant folder: `home`, else $ROLLSIGHT_HOME, else ./plant."""
     return Plant(home or Path(os.environ.get("ROLLSIGHT_HOME") or "plant"))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file of the plant that a person wrote holds; None where it is empty.
+
+    UserError 78 where it is larger than 1 MiB or not YAML, with the line; FileNotFoundError without one.
+    """
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path} is larger than {MAX_YAML_BYTES} bytes: it is no {path.name}", CONFIG)
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{path}{where}: not readable as YAML: correct it", CONFIG) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: check disk and rights", CONFIG) from None

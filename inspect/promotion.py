@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rollsight.inspect.compare import LESS_IS_BETTER, compare
 from rollsight.inspect.engines import open_engine
@@ -25,11 +24,10 @@ from rollsight.inspect.errors import CONFIG, FAILED, USAGE, UserError
 from rollsight.inspect.evaluate import evaluate
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.models import Model, decides, open_model
-from rollsight.inspect.plant import Plant
+from rollsight.inspect.plant import Plant, read_yaml
 from rollsight.inspect.promoted import SHIPPED, Step, add_step, read_pointer
 
 GATES_FILE = "gates.yaml"
-MAX_BYTES = 1 << 20
 Figure = Literal["miou", "f1_h", "recall_tiny_small", "fa_per_mpx"]
 OnImage = Callable[[int, int], None]
 
@@ -76,15 +74,11 @@ def read_gates(plant: Plant) -> Gates:
     """gates.yaml of the plant; UserError 78 where it is not there or not as it must be."""
     path = plant.home / GATES_FILE
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES} bytes: it is no gates.yaml", CONFIG)
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = read_yaml(path)
     except FileNotFoundError:
         raise UserError(
             f"no {path}: a model is promoted only through gates; write what it must reach there", CONFIG
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise UserError(f"{path}: not readable as YAML: correct it", CONFIG) from None
     try:
         return Gates.model_validate(told)
     except ValidationError as error:

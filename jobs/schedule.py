@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-import yaml
 from cronsim import CronSim, CronSimError
 from pydantic import (
     BaseModel,
@@ -33,10 +32,9 @@ from pydantic import (
     model_validator,
 )
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
-from rollsight.inspect.plant import Plant
+from rollsight.inspect.plant import Plant, read_yaml
 
 LINE_FILE = "line.yaml"
-MAX_BYTES = 1 << 20
 ON_TIME = timedelta(minutes=15)  # later than this a slot was missed: a ticker by cron may come only so often
 BY_HAND = "by-hand"  # the job of `inspect jobs nightly`, which stands in no file
 RETRAIN_STEPS = 600
@@ -236,17 +234,9 @@ def read_line(plant: Plant) -> LineFile:
     """The plant's line.yaml, or its defaults where there is none; UserError 78 that names what is wrong."""
     path = plant.home / LINE_FILE
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES} bytes: it is no line.yaml", CONFIG)
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
     except FileNotFoundError:
         return LineFile()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path}{where}: not readable as YAML: correct it", CONFIG) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: check disk and rights", CONFIG) from None
     if data is None:
         return LineFile()
     if not isinstance(data, dict):
