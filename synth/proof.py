@@ -19,6 +19,7 @@ from rollsight.inspect.checkpoints import load_weights, save_weights
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData
 from rollsight.inspect.nets import NETS
+from rollsight.inspect.roll_places import write_durably
 from rollsight.synth.arms import (
     ARMS,
     BASE,
@@ -271,9 +272,7 @@ class Proof:
 
 def _put(path: Path, one: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(one, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_durably(path, (json.dumps(one, allow_nan=False) + "\n").encode())
 
 
 @contextmanager
