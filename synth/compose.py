@@ -20,7 +20,8 @@ from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, write_labels
 from rollsight.synth.backgrounds import Backgrounds, Steel
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
-from rollsight.synth.mask_bank import Bools, Mark, Plane, narrow
+from rollsight.synth.mask_bank import OUTLINES, Bools, Mark, Plane, narrow
+from rollsight.synth.mask_gan import FEWEST
 from rollsight.synth.placing import Density, find_place, pasted
 
 PROVENANCE = "provenance.jsonl"
@@ -41,8 +42,11 @@ class Order:
     method: str = "gan"
     most_marks: int = MOST_MARKS
     density: Density = field(default_factory=Density)
+    outlines: str = "both"  # of the bank, of the mask GAN where there is one, or both
 
     def __post_init__(self) -> None:
+        if self.outlines not in OUTLINES:
+            raise UserError(f"outlines {self.outlines!r}: it must be one of {', '.join(OUTLINES)}", USAGE)
         if self.method not in METHODS:
             raise UserError(f"method {self.method!r}: it must be one of {', '.join(METHODS)}", USAGE)
         if self.most_marks < 1 or self.seed < 0:
@@ -56,6 +60,7 @@ class Order:
             "method": self.method,
             "most_marks": self.most_marks,
             "density": self.density.to_json(),
+            "outlines": self.outlines,
         }
 
 
@@ -77,6 +82,12 @@ class Rejected(Exception):  # noqa: N818 (a way out of an attempt, no error)
 
 def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, index: int) -> Made:
     """Sample `index` of an order; UserError where no attempt at it succeeds."""
+    if order.outlines == "gan" and generator.bank.outlines is None:
+        raise UserError(
+            f"outlines of the mask GAN: {generator.card.name} has none, {len(generator.bank.marks)} marks "
+            f"(they are learned from {FEWEST} on): give --outlines bank or both",
+            USAGE,
+        )
     digest = hashlib.sha256(f"{order.seed}/{index}".encode()).digest()
     key = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
     rejected: Counter[str] = Counter()
@@ -96,7 +107,9 @@ def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, in
 
 def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: np.random.Generator) -> Made:
     bank = generator.bank
-    drawn = [bank.draw(rng) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
+    drawn = [bank.draw(rng, order.outlines) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
+    if order.outlines == "gan" and any(how.outline < 0 for _, how in drawn):
+        raise Rejected("no outline")
     marks = [bank.deformed(number, how) for number, how in drawn]
     steel = _near_in_gray(backgrounds, marks[0], rng)
     value = generator.card.data_classes.index(generator.card.defect_class) + 1
@@ -129,6 +142,7 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: 
                 "origin": list(origin.origin),
                 "deformation": how.to_json(),
                 "outline_of": bank.marks[how.partner].source if how.partner >= 0 else None,
+                "outline_net": generator.card.outlines["weights"] if how.outline >= 0 else None,
                 "place": list(place),
                 "box": [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1],
                 "area_px": int(inside.sum()),
@@ -248,6 +262,10 @@ def data_card(generator: Generator, order: Order, lines: list[dict[str, Any]]) -
         "attempts": attempts,
         "rejected": dict(rejected),
         "reject_rate": round(sum(rejected.values()) / attempts, 4),
+        "outlines": {
+            "made": sum(mark["outline_net"] is not None for mark in marks),
+            "refused": sum(mark["deformation"]["refused"] for mark in marks),
+        },
         "backgrounds": len({line["background"]["name"] for line in lines}),
         "sources": sorted({mark["source"] for mark in marks}),
         "source_groups": sorted({mark["group"] for mark in marks}),
