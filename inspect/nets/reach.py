@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from rollsight.inspect.nets.attention import ChannelConv
 from rollsight.inspect.nets.encoders import SameConv
+from rollsight.inspect.nets.segmenter import Conv
 from rollsight.inspect.tiles import CELL, up_to_cell
 from torch import fx, nn
 
