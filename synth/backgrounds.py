@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, IMAGE_SUFFIXES, open_labels, read_gray
 from rollsight.inspect.rolls import Roll, open_roll
-from rollsight.synth.patches import Scene, read_scenes, refuse_held
+from rollsight.synth.patches import PixelMm, Scene, mm_of, read_scenes, refuse_held
 
 WINDOW_PX = 256  # side of a window of a roll, and of a larger image
 DARK = 0.05  # of white: darker px are no strip
@@ -29,6 +29,7 @@ class Steel:
     y: int  # first line and column of the canvas in the image or roll
     x: int
     width: int  # of the whole image or roll, px
+    mm: PixelMm | None = None  # of a px, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Backgrounds:
             rng = np.random.default_rng(0)
             for number in range(ROLL_WINDOWS):
                 steel = self._window(roll, rng)
-                windows.append(Scene(steel.image, steel.mask, f"{roll.roll_id}/{number}", roll.roll_id))
+                name = f"{roll.roll_id}/{number}"
+                windows.append(Scene(steel.image, steel.mask, name, roll.roll_id, steel.mm))
         return [*self.scenes, *windows]
 
     def draw(self, rng: np.random.Generator) -> Steel:
@@ -61,7 +63,9 @@ class Backgrounds:
             y = int(rng.integers(max(0, height - WINDOW_PX) + 1))
             x = int(rng.integers(max(0, width - WINDOW_PX) + 1))
             window = (slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX))
-            return Steel(scene.image[window], scene.mask[window], scene.name, scene.group, y, x, width)
+            return Steel(
+                scene.image[window], scene.mask[window], scene.name, scene.group, y, x, width, scene.mm
+            )
         return self._window(self.rolls[number - len(self.scenes)], rng)
 
     def _window(self, roll: Roll, rng: np.random.Generator) -> Steel:
@@ -78,7 +82,7 @@ class Backgrounds:
                     continue  # its classes may be others: only its clean steel is taken
                 mask[truth == IGNORE] = IGNORE
             if (mask == IGNORE).mean() <= MOST_DARK:
-                return Steel(image, mask, roll.roll_id, roll.roll_id, y, x, roll.width)
+                return Steel(image, mask, roll.roll_id, roll.roll_id, y, x, roll.width, mm_of(roll))
         raise UserError(
             f"roll {roll.roll_id}: no clean window of {WINDOW_PX} px in {TRIES}: give another one"
         )
@@ -90,12 +94,14 @@ def roll_label(roll: Roll) -> str | None:
     return ("truth" if "truth" in names else names[-1]) if names else None
 
 
-def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequence[str]) -> Backgrounds:
+def open_backgrounds(
+    paths: Sequence[Path], classes: tuple[str, ...], held: Sequence[str], mm: PixelMm | None = None
+) -> Backgrounds:
     """What lies at the paths: labelled data (its train split), a folder of clean images, rolls.
 
     classes: the data's, which labelled backgrounds must have as well. held: groups of val and test, of which
     nothing may be used. A folder of images without `classes.json` is clean by the word of who gives it.
-    UserError where there is no background at all.
+    mm: the size of a px of image files, where it is known. UserError where there is no background at all.
     """
     scenes: list[Scene] = []
     rolls: list[Roll] = []
@@ -111,9 +117,13 @@ def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequ
                     f"{path}: labels {', '.join(data.classes)}, the generator's data {', '.join(classes)}: "
                     "backgrounds with labels need the same classes in the same order"
                 )
-            scenes += read_scenes(data)
+            scenes += read_scenes(data, mm)
         else:
-            scenes += _clean_images(path)
+            scenes += _clean_images(path, mm)
+    if mm is not None and rolls and not scenes:
+        raise UserError(
+            "--mm-per-px-x and --mm-per-line are for images: a roll says itself how large its px are", USAGE
+        )
     refuse_held({scene.group for scene in scenes} | {roll.roll_id for roll in rolls}, held, "backgrounds")
     if not scenes and not rolls:
         where = ", ".join(str(path) for path in paths) or "none given"
@@ -124,12 +134,12 @@ def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequ
     return Backgrounds(scenes, rolls, classes)
 
 
-def _clean_images(root: Path) -> list[Scene]:
+def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of backgrounds")
     scenes = []
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
         image = read_gray(path)
         name = path.relative_to(root).as_posix()
-        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem))
+        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem, mm))
     return scenes

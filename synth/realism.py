@@ -16,7 +16,8 @@ from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_label
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import train
 from rollsight.synth.arms import net_logits
-from rollsight.synth.compose import PROVENANCE, contrast_at, open_provenance
+from rollsight.synth.compose import contrast_at
+from rollsight.synth.data_card import PROVENANCE, open_provenance
 from rollsight.synth.features import (
     COPY_CORRELATION,
     COPY_RATIO,

@@ -10,7 +10,8 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.synth.backgrounds import open_backgrounds
-from rollsight.synth.compose import Order, make_data, make_sample, open_provenance
+from rollsight.synth.compose import Order, make_data, make_sample
+from rollsight.synth.data_card import open_provenance
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import KEEP, kept_contrast
 from rollsight.synth.placing import Density
