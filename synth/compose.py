@@ -19,6 +19,7 @@ from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, write_labels
 from rollsight.synth.backgrounds import Backgrounds, Steel
+from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
 from rollsight.synth.mask_bank import Bools, Deformation, Mark, MaskBank, Plane, narrow
@@ -286,7 +287,7 @@ def make_data(
     """Write `n` samples as the new folder of labelled data `out`; what was written, and the data's card.
 
     All samples are of the train split; the group of each is that of its background. Beside them stand
-    `provenance.jsonl`, one line a sample, and the card `dataset.json`. All of it or nothing.
+    `provenance.jsonl`, one line a sample, and the card, `dataset.json` and `croissant.json`. All or nothing.
     """
     if n < 1:
         raise UserError(f"{n} samples: at least one", USAGE)
@@ -305,6 +306,7 @@ def make_data(
         (folder / PROVENANCE).write_text(text, encoding="utf-8")
         card.update(data_card(generator, order.to_json(), lines, licence))
         (folder / DATASET).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_card(folder, folder_card(folder, card, generator.card.data_classes))
 
     card: dict[str, Any] = {}
     incoming = Incoming(generator.card.data_classes, n, images())

@@ -25,6 +25,7 @@ from rollsight.inspect.rolls import (
     RollWriter,
     check_absent,
 )
+from rollsight.synth.croissant import roll_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.ground import read_ground
 from rollsight.synth.mask_bank import Bools
@@ -79,8 +80,9 @@ def plant_roll(
 
     Outside of the boxes of the new defects it is the source, bit by bit. Beside the image it gets the mask
     `truth` and `truth.parquet` as a simulated roll has them, provenance.jsonl with one line for each defect,
-    and dataset.json. What the source's own truth holds is taken over; what a scan found on it is marked 255,
-    which nobody learns from. All of it stands at `path` at once, or nothing does. UserError as RollWriter.
+    and the card, dataset.json and croissant.json. What the source's own truth holds is taken over; what a
+    scan found on it is marked 255, which nobody learns from. All of it stands at `path` at once, or nothing
+    does. UserError as RollWriter.
     """
     roll, order, generator = field.roll, field.order, field.generator
     strip = replace(roll.strip, roll_id=path.name.removesuffix(".zarr"), line_id=LINE_ID)
@@ -147,6 +149,7 @@ def plant_roll(
         (writer.building / PROVENANCE).write_text(text, encoding="utf-8")
         card = _card(field, strip.roll_id, lines, table.num_rows, licence)
         (writer.building / DATASET).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_card(writer.building, roll_card(writer.building, card, classes))
         writer.close()
     return card
 
