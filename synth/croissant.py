@@ -159,6 +159,10 @@ def _whole(
     order, made_by = card["order"], card["generator"]
     name = f"synthetic {card['name'].removeprefix('synthetic ')} {made_by['name']} seed {order['seed']}"
     rejected = ", ".join(f"{why} {n}" for why, n in card["rejected"].items()) or "none"
+    checked = [
+        f"Of what was made `inspect synth check` dropped {n}: {why}."
+        for why, n in card.get("dropped_by_check", {}).items()
+    ]
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -182,6 +186,7 @@ def _whole(
             f"Contrast kept by the editor: median {card['contrast_kept']['median']:.2f}, least "
             f"{card['contrast_kept']['smallest']:.2f}.",
             f"Sizes in {card['sizes']}.",
+            *checked,
         ],
         "rai:dataAnnotationProtocol": ["Masks are those that the defects were made with: nobody drew them."],
         "rai:dataLimitations": card["known_failures"],

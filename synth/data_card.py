@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import USAGE, UserError
 from rollsight.synth.generator import Generator
 
 PROVENANCE = "provenance.jsonl"
@@ -40,23 +40,41 @@ def data_card(
         "name": f"synthetic {generator.card.defect_class}",
         "order": order,
         "generator": {"name": generator.card.name, "hash": generator.hash, "method": order["method"]},
-        "samples": len(lines),
-        "marks": len(marks),
         "attempts": attempts,
         "rejected": dict(rejected),
         "reject_rate": round(sum(rejected.values()) / attempts, 4),
-        "backgrounds": len({line["background"]["name"] for line in lines}),
-        "sources": sorted({mark["source"] for mark in marks}),
-        "source_groups": sorted({mark["group"] for mark in marks}),
+        **counts(lines),
         "fitted_on": generator.card.fitted_on["source"],
         "licence": licence or NO_LICENCE,
         "sizes": told_sizes(len(marks), in_px, labels_in_mm=generator.bank.in_mm),
-        "contrast_kept": {
-            "median": float(np.median([mark["contrast_kept"] for mark in marks])),
-            "smallest": float(min(mark["contrast_kept"] for mark in marks)),
-        },
         "known_failures": [*KNOWN_FAILURES, *failures],
     }
+
+
+def counts(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a set's provenance says of all its samples together."""
+    marks = [mark for line in lines for mark in line["marks"]]
+    kept = [mark["contrast_kept"] for mark in marks]
+    return {
+        "samples": len(lines),
+        "marks": len(marks),
+        "backgrounds": len({line["background"]["name"] for line in lines}),
+        "sources": sorted({mark["source"] for mark in marks}),
+        "source_groups": sorted({mark["group"] for mark in marks}),
+        "contrast_kept": {"median": float(np.median(kept)), "smallest": float(min(kept))},
+    }
+
+
+def checked_card(folder: Path, lines: list[dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:
+    """The card of what a check kept of a folder, `lines`; dropped: how many samples for which reason."""
+    path = folder / DATASET
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        if missing := {"licence", "sizes", "rejected", "known_failures"} - card.keys():
+            raise KeyError(*sorted(missing))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: not the card of a set ({error!r}): make the data again"[:200]) from None
+    return {**card, **counts(lines), "dropped_by_check": dropped}
 
 
 def told_sizes(marks: int, in_px: int, *, labels_in_mm: bool) -> str:
@@ -68,15 +86,21 @@ def told_sizes(marks: int, in_px: int, *, labels_in_mm: bool) -> str:
     return f"{share}px: {why} not say how large a px is"
 
 
-def open_provenance(folder: Path) -> list[dict[str, Any]]:
-    """The provenance of a synthetic folder or roll; UserError where there is none or it is damaged."""
+def open_provenance(folder: Path, of: str = "image") -> list[dict[str, Any]]:
+    """The provenance of a synthetic folder, or of a synthetic roll where `of` is "roll".
+
+    UserError where there is none, it is damaged, or of the other kind.
+    """
     path = folder / PROVENANCE
     if not path.is_file():
         raise UserError(f"{path}: not found: this is no folder made by `inspect synth make`")
     try:
         lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        other = {"image": "roll", "roll": "image"}[of]
+        if lines and other in lines[0]:
+            raise UserError(f"{path}: its samples are of {other}s: needed those of {of}s", USAGE)
         for line in lines:
-            line["roll" if "roll" in line else "image"], line["index"], line["marks"], line["order"]
+            line[of], line["index"], line["marks"], line["order"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!r}): make the data again"[:200]) from None
     return lines

@@ -114,7 +114,7 @@ def made_lines(roll: Roll) -> list[dict[str, Any]]:
     """The provenance of the synthetic defects on a roll; [] where it has none."""
     if not isinstance(roll.location, Path) or not (roll.location / PROVENANCE).is_file():
         return []
-    return open_provenance(roll.location)
+    return open_provenance(roll.location, "roll")
 
 
 def make_defect(field: Field, number: int, taken: Callable[[int, int, int, int], bool]) -> NewDefect:

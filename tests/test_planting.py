@@ -25,6 +25,7 @@ from rollsight.synth.mask_bank import MaskBank
 from rollsight.synth.new_defect import CLEAR_PX, make_defect, open_field, remake_defect
 from rollsight.synth.placing import Density
 from rollsight.synth.planting import plant_roll
+from rollsight.synth.realism import check_set
 from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 
@@ -75,7 +76,7 @@ def test_outside_of_the_new_defects_the_copy_is_the_source(generator, source, tm
 
     (image, truth), (new_image, new_truth) = planes(source), planes(made)
     outside = np.ones(image.shape, dtype=bool)
-    for line in open_provenance(made.path):
+    for line in open_provenance(made.path, "roll"):
         x0, y0, x1, y1 = line["marks"][0]["box"]
         outside[y0 - CLEAR_PX : y1 + CLEAR_PX, x0 - CLEAR_PX : x1 + CLEAR_PX] = False
     assert np.array_equal(new_image[outside], image[outside]) and (new_image != image).sum() > 1000
@@ -110,7 +111,7 @@ def test_the_truth_table_lists_the_connected_parts_of_the_mask_as_a_simulated_ro
         assert row["area_mm2"] == pytest.approx(0.8 * row["area_px"])
         assert 0 <= row["x_mm"] < 300 * 0.8
         boxes.add((row["class"], row["y0"], row["x0"], row["y1"], row["x1"]))
-    for line in open_provenance(made.path):
+    for line in open_provenance(made.path, "roll"):
         x0, y0, x1, y1 = line["marks"][0]["box"]
         assert ("pit", y0, x0, y1, x1) in boxes
 
@@ -127,7 +128,7 @@ def test_the_same_seed_is_the_same_roll_and_more_defects_begin_with_the_same(gen
     field = open_field(generator, source, Order(seed=5))
     for name, n in (("A", 12), ("B", 12), ("C", 18)):
         plant_roll(field, tmp_path / f"{name}.zarr", n)
-    first, second, third = (open_provenance(tmp_path / f"{name}.zarr") for name in "ABC")
+    first, second, third = (open_provenance(tmp_path / f"{name}.zarr", "roll") for name in "ABC")
 
     assert np.array_equal(planes(open_roll(tmp_path / "A.zarr")), planes(open_roll(tmp_path / "B.zarr")))
     assert [line["sha256"] for line in first] == [line["sha256"] for line in third[:12]]
@@ -215,7 +216,7 @@ def test_a_truth_without_its_table_is_counted_and_a_second_class_joins_the_first
 
     assert made.label_classes("truth") == (*source.label_classes("truth"), "dent")
     assert pq.read_metadata(made.path / "truth.parquet").num_rows == label_mask(planes(made)[1])[1]
-    told = [(line["roll"], line["class"]) for line in open_provenance(made.path)]
+    told = [(line["roll"], line["class"]) for line in open_provenance(made.path, "roll")]
     assert told == [("S-2", "pit")] * 4 + [("S-3", "dent")] * 3
 
 
@@ -227,6 +228,7 @@ from rollsight.synth.compose import Order
 from rollsight.synth.generator import open_generator
 from rollsight.synth.new_defect import open_field
 from rollsight.synth.planting import plant_roll
+from rollsight.synth.realism import check_set
 field = open_field(open_generator(Path(sys.argv[1])), open_roll(Path(sys.argv[2])), Order(seed=1))
 def die(done, total):
     if done > total // 2:
@@ -250,7 +252,7 @@ def test_killed_in_the_middle_nothing_stands_under_its_name_and_the_next_one_mak
 
     plant_roll(open_field(generator, source, Order(seed=1)), path, 8)
     assert [entry.name for entry in tmp_path.iterdir()] == ["S-2.zarr"]
-    assert (open_roll(path).label_names(), len(open_provenance(path))) == (["truth"], 8)
+    assert (open_roll(path).label_names(), len(open_provenance(path, "roll"))) == (["truth"], 8)
 
 
 def test_interrupted_it_leaves_nothing(generator, source, tmp_path):
@@ -313,3 +315,10 @@ def test_marks_that_no_border_cut_off_are_taken_where_there_are_some(generator, 
     for number in range(6):
         told = make_defect(field, number, lambda *_: False).provenance["marks"][0]
         assert told["source"] == whole.source
+
+
+def test_a_roll_is_no_folder_of_samples_and_the_other_way_round(generator, source, few_scenes, tmp_path):
+    plant_roll(open_field(generator, source, Order(seed=1)), tmp_path / "S-2.zarr", 1)
+
+    with pytest.raises(UserError, match="its samples are of rolls: needed those of images"):
+        check_set(tmp_path / "S-2.zarr", open_labels(few_scenes), tmp_path, steps=0)

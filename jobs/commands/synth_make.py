@@ -193,7 +193,8 @@ def _known_line(made: Path, index: int, roll: str | None = None) -> dict[str, An
     """What the provenance of a folder or roll says of a sample; UserError where there is none such."""
     from rollsight.synth.data_card import open_provenance
 
-    known = {line["index"]: line for line in open_provenance(made) if line.get("roll") == roll}
+    lines = open_provenance(made, "image" if roll is None else "roll")
+    known = {line["index"]: line for line in lines if line.get("roll") == roll}
     if index not in known:
         raise UserError(f"--only {index}: {made} has 0 to {max(known, default=0)}", USAGE)
     return known[index]
