@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, IMAGE_SUFFIXES, open_labels, read_gray
 from rollsight.inspect.rolls import Roll, open_roll
+from rollsight.synth.data_card import PROVENANCE, open_provenance
+from rollsight.synth.ground import read_ground
 from rollsight.synth.patches import PixelMm, Scene, mm_of, read_scenes, refuse_held
 
 WINDOW_PX = 256  # side of a window of a roll, and of a larger image
-DARK = 0.05  # of white: darker px are no strip
-MOST_DARK = 0.5  # of a window
+DARK = 0.05  # of white: darker px are no steel
+MOST_LOST = 0.5  # of a window: dark, beside the strip, or not inspected
 ROLL_WINDOWS = 40  # of each roll that a fit sees
 TRIES = 50  # windows of a roll looked at before it is given up
 
@@ -73,15 +76,16 @@ class Backgrounds:
         for _ in range(TRIES):
             y = int(rng.integers(max(0, roll.lines - WINDOW_PX) + 1))
             x = int(rng.integers(max(0, roll.width - WINDOW_PX) + 1))
-            lines = roll.read_unit(y, min(y + WINDOW_PX, roll.lines))[:, :, x : x + WINDOW_PX]
-            image = lines.mean(axis=0)
-            mask = np.where(image < DARK, IGNORE, 0).astype(np.uint8)
+            ground = read_ground(roll, None, y, min(y + WINDOW_PX, roll.lines))
+            window = (slice(y - ground.y0, y - ground.y0 + WINDOW_PX), slice(x, x + WINDOW_PX))
+            image = ground.image[window]
+            mask = np.where(ground.free[window] & (image >= DARK), 0, IGNORE).astype(np.uint8)
             if label is not None:
                 truth = roll.read_label(label, y, y + len(image))[:, x : x + WINDOW_PX]
                 if ((truth > 0) & (truth != IGNORE)).any():
                     continue  # its classes may be others: only its clean steel is taken
                 mask[truth == IGNORE] = IGNORE
-            if (mask == IGNORE).mean() <= MOST_DARK:
+            if (mask == IGNORE).mean() <= MOST_LOST:
                 return Steel(image, mask, roll.roll_id, roll.roll_id, y, x, roll.width, mm_of(roll))
         raise UserError(
             f"roll {roll.roll_id}: no clean window of {WINDOW_PX} px in {TRIES}: give another one"
@@ -92,6 +96,31 @@ def roll_label(roll: Roll) -> str | None:
     """The class mask beside a roll that tells what of it is clean: `truth`, else the last; None without."""
     names = roll.label_names()
     return ("truth" if "truth" in names else names[-1]) if names else None
+
+
+def check_one_mode(roll: Roll) -> None:
+    """UserError where a roll has several lighting modes."""
+    if roll.modes != 1:
+        raise UserError(
+            f"roll {roll.roll_id} has {roll.modes} lighting modes ({', '.join(roll.strip.lighting)}): "
+            "synthetic defects are made in one",
+            USAGE,
+        )
+
+
+def groups_of(roll: Roll) -> set[str]:
+    """The groups that a roll's steel and defects are of: its own, and those a synthetic one is made of."""
+    groups = {roll.roll_id}
+    for line in made_lines(roll):
+        groups |= {line["background"]["group"], *(mark["group"] for mark in line["marks"])}
+    return groups
+
+
+def made_lines(roll: Roll) -> list[dict[str, Any]]:
+    """The provenance of the synthetic defects on a roll; [] where it has none."""
+    if not isinstance(roll.location, Path) or not (roll.location / PROVENANCE).is_file():
+        return []
+    return open_provenance(roll.location, "roll")
 
 
 def open_backgrounds(
@@ -124,7 +153,11 @@ def open_backgrounds(
         raise UserError(
             "--mm-per-px-x and --mm-per-line are for images: a roll says itself how large its px are", USAGE
         )
-    refuse_held({scene.group for scene in scenes} | {roll.roll_id for roll in rolls}, held, "backgrounds")
+    groups = {scene.group for scene in scenes}
+    for roll in rolls:
+        check_one_mode(roll)
+        groups |= groups_of(roll)
+    refuse_held(groups, held, "backgrounds")
     if not scenes and not rolls:
         where = ", ".join(str(path) for path in paths) or "none given"
         raise UserError(

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.augment import RING
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.rolls import Roll
-from rollsight.synth.backgrounds import roll_label
+from rollsight.synth.backgrounds import check_one_mode, groups_of, roll_label
 from rollsight.synth.compose import (
     ATTEMPTS,
     Order,
@@ -27,7 +26,6 @@ from rollsight.synth.compose import (
     sized,
     tell,
 )
-from rollsight.synth.data_card import PROVENANCE, open_provenance
 from rollsight.synth.gan import GATE_DILATE_PX, GATE_REACH_PX, RING_PX
 from rollsight.synth.generator import Generator
 from rollsight.synth.ground import Ground, read_ground
@@ -76,12 +74,7 @@ class Field:
 
 def open_field(generator: Generator, roll: Roll, order: Order) -> Field:
     """UserError where defects of this generator cannot go into this roll."""
-    if roll.modes != 1:
-        raise UserError(
-            f"roll {roll.roll_id} has {roll.modes} lighting modes ({', '.join(roll.strip.lighting)}): "
-            "synthetic defects are made in one",
-            USAGE,
-        )
+    check_one_mode(roll)
     if order.method == "gan" and generator.card.recipe["whole"]:
         raise UserError(
             f"generator {generator.card.name} makes whole patches: into a roll go those of an editor, or "
@@ -100,21 +93,6 @@ def defects_per_m(roll: Roll, per_m: float) -> int:
     if not (math.isfinite(per_m) and round(per_m * metres) >= 1):
         raise UserError(f"--per-m {per_m:g}: that is no defect on {metres:g} m: give more", USAGE)
     return round(per_m * metres)
-
-
-def groups_of(roll: Roll) -> set[str]:
-    """The groups that a roll's steel and defects are of: its own, and those a synthetic one is made of."""
-    groups = {roll.roll_id}
-    for line in made_lines(roll):
-        groups |= {line["background"]["group"], *(mark["group"] for mark in line["marks"])}
-    return groups
-
-
-def made_lines(roll: Roll) -> list[dict[str, Any]]:
-    """The provenance of the synthetic defects on a roll; [] where it has none."""
-    if not isinstance(roll.location, Path) or not (roll.location / PROVENANCE).is_file():
-        return []
-    return open_provenance(roll.location, "roll")
 
 
 def make_defect(field: Field, number: int, taken: Callable[[int, int, int, int], bool]) -> NewDefect:

@@ -25,11 +25,12 @@ from rollsight.inspect.rolls import (
     RollWriter,
     check_absent,
 )
+from rollsight.synth.backgrounds import made_lines
 from rollsight.synth.croissant import roll_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.ground import read_ground
 from rollsight.synth.mask_bank import Bools
-from rollsight.synth.new_defect import Field, NewDefect, made_lines, make_defect
+from rollsight.synth.new_defect import Field, NewDefect, make_defect
 from rollsight.synth.strip import TRUTH_FILE, TRUTH_LABEL
 from rollsight.synth.truth import found_rows, kept_rows, parts_of, truth_table
 

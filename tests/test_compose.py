@@ -105,6 +105,7 @@ def test_the_labels_of_the_steel_stay_and_nothing_overlaps_them(generator, steel
 def test_clean_windows_of_a_roll_are_steel_and_its_dark_sides_are_unknown(generator, tmp_path):
     image = np.random.default_rng(0).normal(110, 4, (1, 600, 400)).clip(60, 255).astype(np.uint8)
     image[:, :, :30] = 0
+    image[:, 200:320] = 255  # blinded: not inspected
     strip = Strip(roll_id="coil-1", side="top", lighting=("bright",), mm_per_px_x=0.8, mm_per_line=1.0)
     with RollWriter(tmp_path / "coil-1.zarr", strip, 400, np.uint8, total_lines=600) as writer:
         writer.append(image)
@@ -114,10 +115,18 @@ def test_clean_windows_of_a_roll_are_steel_and_its_dark_sides_are_unknown(genera
     made = [make_sample(generator, steel, Order(density=Density("lane", lane=0.5)), i) for i in range(6)]
 
     for one in made:
-        x = one.provenance["background"]["x"]
+        y, x = one.provenance["background"]["y"], one.provenance["background"]["x"]
+        lost = np.zeros((600, 400), dtype=bool)
+        lost[:, :30] = lost[192:320] = True  # whole cells of 64 lines
         assert one.image.shape == (256, 256) and one.group == "coil-1"
-        assert (one.mask[:, : max(0, 30 - x)] == 255).all() and not (one.mask[:, 30:] == 255).any()
+        np.testing.assert_array_equal(one.mask == 255, lost[y : y + 256, x : x + 256])
         assert (one.mask == 2).any()
+
+
+def test_a_roll_of_several_lighting_modes_is_no_steel(generator, tmp_path):
+    simulate_roll(tmp_path / "S-1.zarr", SimulatedStrip(0.5, 6, width_px=256, lighting=("bright", "dark")))
+    with pytest.raises(UserError, match=r"roll S-1 has 2 lighting modes \(bright, dark\): synthetic"):
+        open_backgrounds([tmp_path / "S-1.zarr"], generator.card.data_classes, ())
 
 
 def test_sources_of_val_and_test_and_no_sources_are_refused(few_scenes, generator, tmp_path):

@@ -18,6 +18,7 @@ from rollsight.inspect.defects import label_mask
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.rolls import LabelWriter, RollWriter, Strip, open_roll
+from rollsight.synth.backgrounds import open_backgrounds
 from rollsight.synth.compose import Order
 from rollsight.synth.data_card import open_provenance
 from rollsight.synth.fitting import fit_data, fit_generator
@@ -244,7 +245,7 @@ def test_killed_in_the_middle_nothing_stands_under_its_name_and_the_next_one_mak
     path = tmp_path / "S-2.zarr"
     died = subprocess.run(
         [sys.executable, "-c", KILLED, generator.folder, source.path, path, when],
-        timeout=60,
+        timeout=180,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert died.returncode == -signal.SIGKILL
@@ -305,6 +306,8 @@ def test_a_roll_made_of_a_held_back_one_is_refused_too(generator, source, tmp_pa
     card = generator.card.model_copy(update={"held_groups": ("S-1",)})
     with pytest.raises(UserError, match="roll S-2: group 'S-1' is in val or test"):
         open_field(replace(generator, card=card), open_roll(tmp_path / "S-2.zarr"), Order())
+    with pytest.raises(UserError, match="backgrounds: group 'S-1' is in val or test"):
+        open_backgrounds([tmp_path / "S-2.zarr"], generator.card.data_classes, ("S-1",))
 
 
 def test_marks_that_no_border_cut_off_are_taken_where_there_are_some(generator, source):

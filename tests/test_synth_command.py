@@ -92,6 +92,8 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
     ("arguments", "line"),
     [
         ((), "give --out DIR for a folder, or --into ROLL --as NEW-ROLL for a whole roll"),
+        (("--out", "made"), r"no backgrounds \(none given\): give --backgrounds"),
+        (("--out", "made", "--backgrounds", "nowhere"), "nowhere: no such folder of backgrounds"),
         (("--into", "S-1"), "--into ROLL and --as NEW-ROLL: the one needs the other"),
         (("--as", "S-2"), "--into ROLL and --as NEW-ROLL: the one needs the other"),
         (("--into", "S-1", "--as", "S-2", "--out", "made"), "give --out DIR for a folder, or --into"),
@@ -126,3 +128,16 @@ def fitted_once(few_scenes, tmp_path_factory):
     for name, *more in (("S-1",), ("dark", "--lighting", "bright,dark")):
         inspect("simulate", name, "--length-m", 1, "--width-px", 256, *more, "--home", home)
     return home
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "marks.safetensors", "card.json"])
+def test_a_damaged_or_unknown_generator_is_one_line(name, fitted, few_scenes, tmp_path):
+    options = ("--backgrounds", few_scenes, "--home", fitted, "--out", tmp_path / "made")
+    with pytest.raises(UserError, match="dent: no generator: make one with `inspect synth fit`"):
+        inspect("synth", "make", "dent", *options)
+    path = fitted / "generators" / "scratch" / name
+    path.write_bytes(path.read_bytes()[:-9])
+
+    with pytest.raises(UserError, match=f"{name}: (missing or not the file|not the card of a generator)"):
+        inspect("synth", "make", "scratch", *options)
+    assert not (tmp_path / "made").exists()
