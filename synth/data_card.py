@@ -100,7 +100,8 @@ def open_provenance(folder: Path, of: str = "image") -> list[dict[str, Any]]:
         if lines and other in lines[0]:
             raise UserError(f"{path}: its samples are of {other}s: needed those of {of}s", USAGE)
         for line in lines:
-            line[of], line["index"], line["marks"], line["order"]
+            for key in (of, "index", "attempt", "marks", "order", "background", "sha256"):
+                line[key]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!r}): make the data again"[:200]) from None
     return lines

@@ -81,6 +81,11 @@ def open_field(generator: Generator, roll: Roll, order: Order) -> Field:
             "--method paste or poisson",
             USAGE,
         )
+    if order.density.kind == "periodic" and roll.lines <= order.density.pitch_px:
+        raise UserError(
+            f"a pitch of {order.density.pitch_px} px: roll {roll.roll_id} has only {roll.lines} lines",
+            USAGE,
+        )
     refuse_held(groups_of(roll), generator.card.held_groups, f"roll {roll.roll_id}")
     return Field(generator, roll, replace(order, most_marks=1), roll_label(roll))
 

@@ -82,6 +82,9 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
         inspect("synth", "make", "scratch", "--only", 4, *options)
     with pytest.raises(UserError, match=r"defect 1 is another one: .*: give the options"):
         inspect("synth", "make", "scratch", "--only", 1, *options, "--method", "paste")
+    with pytest.raises(UserError, match=r"defect 0 is another one: none \(end of the roll\) instead of"):
+        periodic = (*options[:-4], "--place", "periodic", "--pitch-px", 2990)
+        inspect("synth", "make", "scratch", "--only", 0, *periodic)
     with pytest.raises(UserError, match=r"S-2.zarr exists: choose another id, or say --overwrite"):
         inspect("synth", "make", "scratch", "-n", 1, *options)
     inspect("synth", "make", "scratch", "-n", 1, *options, "--overwrite")
@@ -107,6 +110,10 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
         (("--into", "S-1", "--as", "S-2", "--per-m", "nan"), "--per-m nan: that is no defect on 1 m"),
         (("--into", "dark", "--as", "S-2"), "roll dark has 2 lighting modes"),
         (("--into", "S-1", "--as", "S-2", "--place", "periodic"), "periodic with a pitch of 0 px"),
+        (
+            ("--into", "S-1", "--as", "S-2", "--place", "periodic", "--pitch-px", 1000),
+            "a pitch of 1000 px: roll S-1 has only 1000 lines",
+        ),
         (("--out", "made", "--mm-per-px-x", 0.8), "--mm-per-px-x and --mm-per-line: give both, or neither"),
         (("--out", "made", "--mm-per-px-x", 0.8, "--mm-per-line", 0), "--mm-per-line 0: it must be a number"),
     ],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rollsight.synth.generator import Generator
     from rollsight.synth.patches import PixelMm
 
+SHOWN = 24  # characters of a SHA-256
 DEFAULT_N = 100  # samples, or defects of a roll
 
 
@@ -152,6 +153,7 @@ def _make_roll(
 ) -> None:
     """count: how many defects, or as a float how many per metre."""
     from rollsight.jobs import console
+    from rollsight.synth.compose import Rejected
     from rollsight.synth.new_defect import defects_per_m, open_field, remake_defect
     from rollsight.synth.planting import plant_roll
 
@@ -160,7 +162,10 @@ def _make_roll(
     n = count if isinstance(count, int) else defects_per_m(field.roll, count)
     if only is not None:
         known = _known_line(path, only, new_roll)
-        again = remake_defect(field, only, known["attempt"]).provenance["sha256"]
+        try:
+            again = remake_defect(field, only, known["attempt"]).provenance["sha256"]
+        except Rejected as reason:
+            again = f"none ({reason})"
         _same_again("defect", only, again, known["sha256"], as_json=as_json)
         return
     strip = field.roll.strip
@@ -206,10 +211,10 @@ def _same_again(what: str, index: int, again: str, known: str, *, as_json: bool)
 
     if again != known:
         raise UserError(
-            f"{what} {index} is another one: {again[:16]} instead of {known[:16]}: give the "
+            f"{what} {index} is another one: {again[:SHOWN]} instead of {known[:SHOWN]}: give the "
             "options, generator and steel that it was made with"
         )
     if as_json:
         console.emit({"index": index, "sha256": again, "same": True})
     else:
-        console.say(f"{what} {index}: the same bits again, {again[:16]}")
+        console.say(f"{what} {index}: the same bits again, {again[:SHOWN]}")
