@@ -105,7 +105,7 @@ def _net(name: str, data: str, seed: int) -> Training:
 
 def _arm(arm: str, data: str, seed: int) -> Training:
     """An arm of the claim on the net `fast`."""
-    recipe = replace(PLAIN, net="fast", steps=ARM_STEPS, seed=seed)
+    recipe = replace(PLAIN, net="fast", steps=ARM_STEPS, seed=seed, mosaic=1)
     changes: dict[str, dict[str, Any]] = {
         "plain": {},
         "cbam": {"attention": "cbam"},

@@ -19,7 +19,7 @@ from rollsight.synth.gan import LATENT
 from rollsight.synth.generator import WEIGHTS, Generator, recipe_json, save_generator
 from rollsight.synth.mask_bank import marks_of
 from rollsight.synth.patch_batches import PatchSampler
-from rollsight.synth.patches import Scene, class_value, held_groups, read_scenes
+from rollsight.synth.patches import PixelMm, Scene, class_value, held_groups, read_scenes
 from torch import Tensor
 
 FEWEST = 30  # components of a class without which nothing is learned from scratch on it alone
@@ -42,16 +42,23 @@ class FitData:
 
 
 def fit_data(
-    labels: LabelledData, defect_class: str, *, alone: bool = False, begun: bool = False, fewest: int = FEWEST
+    labels: LabelledData,
+    defect_class: str,
+    *,
+    alone: bool = False,
+    begun: bool = False,
+    fewest: int = FEWEST,
+    mm: PixelMm | None = None,
 ) -> FitData:
     """What a class is learned from: the train split of `labels`, with the other classes unless `alone`.
 
-    begun: the fit goes on from another generator. UserError for an unknown class, one without any component
-    of 2 px, or one with fewer than `fewest` to learn it alone and from scratch.
+    begun: the fit goes on from another generator. mm: of a px of image files, if known. UserError for an
+    unknown class, one without any component of 2 px, or one with fewer than `fewest` to learn it alone and
+    from scratch.
     """
     value = class_value(labels.classes, defect_class, labels.root)
     data = labels if is_rolls(labels) else labels.of_split("train")
-    scenes = read_scenes(data)
+    scenes = read_scenes(data, mm)
     marks = marks_of(scenes, labels.classes)
     counts = {name: sum(mark.defect_class == name for mark in marks) for name in labels.classes}
     if not counts[defect_class]:

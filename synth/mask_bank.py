@@ -14,7 +14,7 @@ from rollsight.inspect.augment import RING
 from rollsight.inspect.defects import label_mask
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE
-from rollsight.synth.patches import Scene
+from rollsight.synth.patches import PixelMm, Scene
 from scipy import ndimage
 
 Plane = NDArray[np.float32]
@@ -43,6 +43,7 @@ class Mark:
     group: str
     origin: tuple[int, int]  # first line and column in that image
     cut: tuple[bool, bool, bool, bool]  # whether the image's top, bottom, left, right border cut it off
+    mm: PixelMm | None = None  # of a px along and across, where the labels say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def marks_of(scenes: Sequence[Scene], classes: Sequence[str]) -> list[Mark]:
                     scene.group,
                     (window[0].start, window[1].start),
                     (ys.start == 0, ys.stop == height, xs.start == 0, xs.stop == width),
+                    scene.mm,
                 )
             )
     return marks
@@ -112,14 +114,19 @@ class MaskBank:
                 f"class {defect_class!r}: no component of 2 px or wider in the train split: label some", USAGE
             )
         self._shapes = [_shape(mark.inside) for mark in self.marks]
-        # Log-normal in the side of a square of the same area, px (mm, where a px is one size for all).
-        sides = np.log([np.sqrt(mark.inside.sum()) for mark in self.marks])
-        self.log_side = (float(sides.mean()), float(sides.std()))
+        # Log-normal in the side of a square of the same area: mm where all marks know their px, else px.
+        self.in_mm = all(mark.mm is not None for mark in self.marks)
+        sides = [self._log_side(mark) for mark in self.marks]
+        self.log_side = (float(np.mean(sides)), float(np.std(sides)))
+
+    def _log_side(self, mark: Mark) -> float:
+        along, across = mark.mm if self.in_mm and mark.mm is not None else (1.0, 1.0)
+        return float(np.log(np.sqrt(mark.inside.sum() * along * across)))
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Deformation]:
         """A mark by number, and a deformation that brings it to a size of the class's own distribution."""
         number = int(rng.integers(len(self.marks)))
-        own = float(np.log(np.sqrt(self.marks[number].inside.sum())))
+        own = self._log_side(self.marks[number])
         wanted = rng.normal(*self.log_side)
         # Half way: a mark keeps some of its own size, or its texture would be magnified too far.
         scale = float(np.clip(np.exp(0.5 * (wanted - own)), *SCALES))
