@@ -26,7 +26,6 @@ from rollsight.synth.mask_bank import MaskBank
 from rollsight.synth.new_defect import CLEAR_PX, make_defect, open_field, remake_defect
 from rollsight.synth.placing import Density
 from rollsight.synth.planting import plant_roll
-from rollsight.synth.realism import check_set
 from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 
@@ -229,7 +228,6 @@ from rollsight.synth.compose import Order
 from rollsight.synth.generator import open_generator
 from rollsight.synth.new_defect import open_field
 from rollsight.synth.planting import plant_roll
-from rollsight.synth.realism import check_set
 field = open_field(open_generator(Path(sys.argv[1])), open_roll(Path(sys.argv[2])), Order(seed=1))
 def die(done, total):
     if done > total // 2:
