@@ -26,6 +26,7 @@ from rollsight.synth.mask_bank import MaskBank
 from rollsight.synth.new_defect import CLEAR_PX, make_defect, open_field, remake_defect
 from rollsight.synth.placing import Density
 from rollsight.synth.planting import plant_roll
+from rollsight.synth.realism import check_set
 from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 
