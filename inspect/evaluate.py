@@ -15,7 +15,7 @@ from rollsight.inspect.models import Model
 from rollsight.inspect.pro import LIMIT, Overlap
 from rollsight.inspect.reliability import Reliability, near
 from rollsight.inspect.scan import decide
-from rollsight.inspect.tiles import up_to_cell
+from rollsight.inspect.tiles import cell_margins
 
 FOREIGN = 254  # label of model classes that the data does not know
 UNKNOWN = -1e9  # logit of data classes that the model does not know
@@ -29,7 +29,7 @@ def evaluate(
 ) -> Tally:
     """Count the model's results on every image of `data`.
 
-    Images are padded right and bottom by reflection to whole cells; only their own pixels count. Pixel
+    Images are padded all around by reflection to whole cells; only their own pixels count. Pixel
     figures use the plain argmax, instance figures the model's thresholds. Raises UserError where the
     model knows none of the data's classes.
     """
@@ -242,10 +242,16 @@ def m2_per_mpx(data: LabelledData) -> float | None:
 
 
 def padded_logits(engine: Engine, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (K + 1, H, W) of an image (M, H, W) of any size, padded to whole cells by reflection."""
+    """Logits (K + 1, H, W) of an image (M, H, W) of any size.
+
+    It is padded to whole cells by reflection and lies in the middle: what a net does beside the zeros
+    that it pads with itself is not what it does on a strip (val of neu_clean: 0.1 to 0.8 points of mIoU in
+    four trainings, against padding on the right and at the bottom; measured 2026-11-24).
+    """
     _, height, width = image.shape
-    pad = ((0, 0), (0, up_to_cell(height) - height), (0, up_to_cell(width) - width))
-    return engine(np.pad(image, pad, mode="reflect"))[:, :height, :width]
+    down, across = cell_margins(height), cell_margins(width)
+    logits = engine(np.pad(image, ((0, 0), down, across), mode="reflect"))
+    return logits[:, down[0] : down[0] + height, across[0] : across[0] + width]
 
 
 def report(model: Model, data: LabelledData, tally: Tally) -> dict[str, Any]:

@@ -430,6 +430,14 @@ class RollWriter:
         """The roll's final folder; UserError where it is to lie in an object store."""
         return place_of(self.location).path
 
+    @property
+    def building(self) -> Path:
+        """Where the roll lies until `close`: masks and files put there come to its place with it.
+
+        UserError where it is to lie in an object store.
+        """
+        return self._site.home.path
+
     def append(
         self,
         block: NDArray[Any],

@@ -17,6 +17,12 @@ def up_to_cell(px: int, cell: int = CELL) -> int:
     return -(-px // cell) * cell
 
 
+def cell_margins(px: int, cell: int = CELL) -> tuple[int, int]:
+    """Padding before and after that makes whole cells of `px`, which stay in the middle; in px."""
+    missing = up_to_cell(px, cell) - px
+    return missing // 2, missing - missing // 2
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """One call of the net: where it reads (fixed shape) and the core it answers for, in canvas px."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, LabelledData
-from rollsight.inspect.tiles import up_to_cell
+from rollsight.inspect.tiles import cell_margins
 from rollsight.inspect.training_data import to_model_classes
 from torch import nn
 
@@ -19,7 +19,7 @@ from torch import nn
 class Held:
     """The val split of one source in memory."""
 
-    images: list[NDArray[np.float16]]  # (M, H, W), padded to whole cells by reflection
+    images: list[NDArray[np.float16]]  # (M, H, W), padded to whole cells by reflection, in the middle
     truths: list[NDArray[np.uint8]]  # (h, w) in model classes
     labelled: NDArray[np.uint8]  # class of the model -> itself, or 0 where the source does not label it
 
@@ -31,7 +31,7 @@ def read_held(data: Sequence[LabelledData], classes: Sequence[str]) -> list[Held
         images, truths = [], []
         for sample in source.samples:
             image, mask = sample.read()
-            pad = [(0, up_to_cell(size) - size) for size in mask.shape]
+            pad = [cell_margins(size) for size in mask.shape]
             images.append(np.pad(image.astype(np.float16), [(0, 0), *pad], mode="reflect"))
             truths.append(to_model_classes(source, classes)[mask])
         known = [i if i == 0 or name in source.classes else 0 for i, name in enumerate(["", *classes])]
@@ -51,8 +51,11 @@ def mean_iou(net: nn.Module, held: Sequence[Held], mixed: Callable[[], AbstractC
         counts = np.zeros((classes, classes), dtype=np.int64)
         for image, truth in zip(source.images, source.truths, strict=True):
             x = torch.from_numpy(image).float()[None].to(device, memory_format=torch.channels_last)
+            rows, columns = (
+                slice(cell_margins(size)[0], cell_margins(size)[0] + size) for size in truth.shape
+            )
             with torch.inference_mode(), mixed():
-                found = net(x)[0].argmax(dim=0).cpu().numpy()[: truth.shape[0], : truth.shape[1]]
+                found = net(x)[0].argmax(dim=0).cpu().numpy()[rows, columns]
             counted = truth != IGNORE
             pairs = truth[counted] * np.int64(classes) + source.labelled[found[counted]]
             counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -104,7 +104,8 @@ def _retrain(site: Site, entry: Retrain, on_done: Any) -> tuple[dict[str, Any], 
 
 
 def _synthetic(site: Site, entry: Synthetic, at: datetime, on_done: Any) -> tuple[dict[str, Any], str]:
-    from rollsight.synth.compose import DATASET, Order, make_data
+    from rollsight.synth.compose import Order, make_data
+    from rollsight.synth.data_card import DATASET
 
     out = site.plant.home / FOLDER / f"{entry.name}-{at:%Y-%m-%dT%H%MZ}"
     if not out.exists():

@@ -57,10 +57,12 @@ class Adversary:
         widths = Widths(recipe.editor, recipe.judge)
         self.recipe, self.classes = recipe, classes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.editor = Editor(len(classes), widths, recipe.whole).to(self.device)
-        self.average = Editor(len(classes), widths, recipe.whole).to(self.device)
+        self.editor = Editor(len(classes), widths, recipe.whole)
+        self.average = Editor(len(classes), widths, recipe.whole)
         self.average.load_state_dict(self.editor.state_dict())
-        self.judge = Judge(len(classes), widths, recipe.size_px).to(self.device)
+        self.judge = Judge(len(classes), widths, recipe.size_px)
+        for net in self._nets().values():
+            net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimisers = {
             name: torch.optim.Adam(net.parameters(), lr=recipe.learning_rate[0], betas=(0.0, 0.9))
             for name, net in (("editor", self.editor), ("judge", self.judge))

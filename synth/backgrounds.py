@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, IMAGE_SUFFIXES, open_labels, read_gray
 from rollsight.inspect.rolls import Roll, open_roll
-from rollsight.synth.patches import Scene, read_scenes, refuse_held
+from rollsight.synth.data_card import PROVENANCE, open_provenance
+from rollsight.synth.ground import read_ground
+from rollsight.synth.patches import PixelMm, Scene, mm_of, read_scenes, refuse_held
 
 WINDOW_PX = 256  # side of a window of a roll, and of a larger image
-DARK = 0.05  # of white: darker px are no strip
-MOST_DARK = 0.5  # of a window
+DARK = 0.05  # of white: darker px are no steel
+MOST_LOST = 0.5  # of a window: dark, beside the strip, or not inspected
 ROLL_WINDOWS = 40  # of each roll that a fit sees
 TRIES = 50  # windows of a roll looked at before it is given up
 
@@ -29,6 +32,7 @@ class Steel:
     y: int  # first line and column of the canvas in the image or roll
     x: int
     width: int  # of the whole image or roll, px
+    mm: PixelMm | None = None  # of a px, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Backgrounds:
             rng = np.random.default_rng(0)
             for number in range(ROLL_WINDOWS):
                 steel = self._window(roll, rng)
-                windows.append(Scene(steel.image, steel.mask, f"{roll.roll_id}/{number}", roll.roll_id))
+                name = f"{roll.roll_id}/{number}"
+                windows.append(Scene(steel.image, steel.mask, name, roll.roll_id, steel.mm))
         return [*self.scenes, *windows]
 
     def draw(self, rng: np.random.Generator) -> Steel:
@@ -61,7 +66,9 @@ class Backgrounds:
             y = int(rng.integers(max(0, height - WINDOW_PX) + 1))
             x = int(rng.integers(max(0, width - WINDOW_PX) + 1))
             window = (slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX))
-            return Steel(scene.image[window], scene.mask[window], scene.name, scene.group, y, x, width)
+            return Steel(
+                scene.image[window], scene.mask[window], scene.name, scene.group, y, x, width, scene.mm
+            )
         return self._window(self.rolls[number - len(self.scenes)], rng)
 
     def _window(self, roll: Roll, rng: np.random.Generator) -> Steel:
@@ -69,16 +76,17 @@ class Backgrounds:
         for _ in range(TRIES):
             y = int(rng.integers(max(0, roll.lines - WINDOW_PX) + 1))
             x = int(rng.integers(max(0, roll.width - WINDOW_PX) + 1))
-            lines = roll.read_unit(y, min(y + WINDOW_PX, roll.lines))[:, :, x : x + WINDOW_PX]
-            image = lines.mean(axis=0)
-            mask = np.where(image < DARK, IGNORE, 0).astype(np.uint8)
+            ground = read_ground(roll, None, y, min(y + WINDOW_PX, roll.lines))
+            window = (slice(y - ground.y0, y - ground.y0 + WINDOW_PX), slice(x, x + WINDOW_PX))
+            image = ground.image[window]
+            mask = np.where(ground.free[window] & (image >= DARK), 0, IGNORE).astype(np.uint8)
             if label is not None:
                 truth = roll.read_label(label, y, y + len(image))[:, x : x + WINDOW_PX]
                 if ((truth > 0) & (truth != IGNORE)).any():
                     continue  # its classes may be others: only its clean steel is taken
                 mask[truth == IGNORE] = IGNORE
-            if (mask == IGNORE).mean() <= MOST_DARK:
-                return Steel(image, mask, roll.roll_id, roll.roll_id, y, x, roll.width)
+            if (mask == IGNORE).mean() <= MOST_LOST:
+                return Steel(image, mask, roll.roll_id, roll.roll_id, y, x, roll.width, mm_of(roll))
         raise UserError(
             f"roll {roll.roll_id}: no clean window of {WINDOW_PX} px in {TRIES}: give another one"
         )
@@ -90,12 +98,39 @@ def roll_label(roll: Roll) -> str | None:
     return ("truth" if "truth" in names else names[-1]) if names else None
 
 
-def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequence[str]) -> Backgrounds:
+def check_one_mode(roll: Roll) -> None:
+    """UserError where a roll has several lighting modes."""
+    if roll.modes != 1:
+        raise UserError(
+            f"roll {roll.roll_id} has {roll.modes} lighting modes ({', '.join(roll.strip.lighting)}): "
+            "synthetic defects are made in one",
+            USAGE,
+        )
+
+
+def groups_of(roll: Roll) -> set[str]:
+    """The groups that a roll's steel and defects are of: its own, and those a synthetic one is made of."""
+    groups = {roll.roll_id}
+    for line in made_lines(roll):
+        groups |= {line["background"]["group"], *(mark["group"] for mark in line["marks"])}
+    return groups
+
+
+def made_lines(roll: Roll) -> list[dict[str, Any]]:
+    """The provenance of the synthetic defects on a roll; [] where it has none."""
+    if not isinstance(roll.location, Path) or not (roll.location / PROVENANCE).is_file():
+        return []
+    return open_provenance(roll.location, "roll")
+
+
+def open_backgrounds(
+    paths: Sequence[Path], classes: tuple[str, ...], held: Sequence[str], mm: PixelMm | None = None
+) -> Backgrounds:
     """What lies at the paths: labelled data (its train split), a folder of clean images, rolls.
 
     classes: the data's, which labelled backgrounds must have as well. held: groups of val and test, of which
     nothing may be used. A folder of images without `classes.json` is clean by the word of who gives it.
-    UserError where there is no background at all.
+    mm: the size of a px of image files, where it is known. UserError where there is no background at all.
     """
     scenes: list[Scene] = []
     rolls: list[Roll] = []
@@ -111,10 +146,18 @@ def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequ
                     f"{path}: labels {', '.join(data.classes)}, the generator's data {', '.join(classes)}: "
                     "backgrounds with labels need the same classes in the same order"
                 )
-            scenes += read_scenes(data)
+            scenes += read_scenes(data, mm)
         else:
-            scenes += _clean_images(path)
-    refuse_held({scene.group for scene in scenes} | {roll.roll_id for roll in rolls}, held, "backgrounds")
+            scenes += _clean_images(path, mm)
+    if mm is not None and rolls and not scenes:
+        raise UserError(
+            "--mm-per-px-x and --mm-per-line are for images: a roll says itself how large its px are", USAGE
+        )
+    groups = {scene.group for scene in scenes}
+    for roll in rolls:
+        check_one_mode(roll)
+        groups |= groups_of(roll)
+    refuse_held(groups, held, "backgrounds")
     if not scenes and not rolls:
         where = ", ".join(str(path) for path in paths) or "none given"
         raise UserError(
@@ -124,12 +167,12 @@ def open_backgrounds(paths: Sequence[Path], classes: tuple[str, ...], held: Sequ
     return Backgrounds(scenes, rolls, classes)
 
 
-def _clean_images(root: Path) -> list[Scene]:
+def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of backgrounds")
     scenes = []
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
         image = read_gray(path)
         name = path.relative_to(root).as_posix()
-        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem))
+        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem, mm))
     return scenes

@@ -9,7 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,19 +19,21 @@ from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, write_labels
 from rollsight.synth.backgrounds import Backgrounds, Steel
+from rollsight.synth.croissant import folder_card, write_card
+from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
-from rollsight.synth.mask_bank import OUTLINES, Bools, Mark, Plane, narrow
+from rollsight.synth.mask_bank import OUTLINES, Bools, Deformation, Mark, MaskBank, Plane, narrow
 from rollsight.synth.mask_gan import FEWEST
+from rollsight.synth.patches import PixelMm
 from rollsight.synth.placing import Density, find_place, pasted
 
-PROVENANCE = "provenance.jsonl"
-DATASET = "dataset.json"
 ATTEMPTS = 40  # at a sample before it is given up
 MOST_MARKS = 2  # on a sample
 STEEL_CHOICE = 3  # canvases looked at for one whose gray is near that around the mark
 PASTE_KEEP = 0.5  # of its contrast at home that a mark must have on the new steel
 VISIBLE = 0.5  # of the steel's own spread: less contrast is no label, unless the mark has no more at home
 EDIT_KEEP = 0.5  # of the paste's contrast: less is rejected
+MOST_ZOOM = 8.0  # from the px of the labels to those of the steel, either way
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,34 @@ class Rejected(Exception):  # noqa: N818 (a way out of an attempt, no error)
     """Why an attempt at a sample came to nothing."""
 
 
-def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, index: int) -> Made:
-    """Sample `index` of an order; UserError where no attempt at it succeeds."""
+def key_of(seed: int, number: int | str) -> list[int]:
+    """What the random numbers of one sample of a set begin from."""
+    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+    return [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
+
+
+def check_outlines(generator: Generator, order: Order) -> None:
+    """Refuse, as UserError, an order of made outlines for a generator that makes none."""
     if order.outlines == "gan" and generator.bank.outlines is None:
         raise UserError(
             f"outlines of the mask GAN: {generator.card.name} has none, {len(generator.bank.marks)} marks "
             f"(they are learned from {FEWEST} on): give --outlines bank or both",
             USAGE,
         )
-    digest = hashlib.sha256(f"{order.seed}/{index}".encode()).digest()
-    key = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
+
+
+def draw(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, Deformation]:
+    """A mark and its deformation; Rejected where the order asks for a made outline and none is good."""
+    number, how = bank.draw(rng, order.outlines)
+    if order.outlines == "gan" and how.outline < 0:
+        raise Rejected("no outline")
+    return number, how
+
+
+def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, index: int) -> Made:
+    """Sample `index` of an order; UserError where no attempt at it succeeds."""
+    check_outlines(generator, order)
+    key = key_of(order.seed, index)
     rejected: Counter[str] = Counter()
     for attempt in range(ATTEMPTS):
         try:
@@ -99,76 +119,154 @@ def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, in
             continue
         made.provenance.update(index=index, attempt=attempt, rejected=dict(rejected))
         return made
-    why = ", ".join(f"{reason} {n}" for reason, n in rejected.most_common())
     raise UserError(
-        f"sample {index}: {ATTEMPTS} attempts without one to keep ({why}): give other or more backgrounds"
+        f"sample {index}: {ATTEMPTS} attempts without one to keep ({counted(rejected)}): "
+        "give other or more backgrounds"
     )
+
+
+def counted(rejected: Counter[str]) -> str:
+    """Why attempts came to nothing, the most frequent reason first."""
+    return ", ".join(f"{reason} {n}" for reason, n in rejected.most_common())
 
 
 def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: np.random.Generator) -> Made:
     bank = generator.bank
-    drawn = [bank.draw(rng, order.outlines) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
-    if order.outlines == "gan" and any(how.outline < 0 for _, how in drawn):
-        raise Rejected("no outline")
-    marks = [bank.deformed(number, how) for number, how in drawn]
-    steel = _near_in_gray(backgrounds, marks[0], rng)
-    value = generator.card.data_classes.index(generator.card.defect_class) + 1
+    drawn = [draw(bank, order, rng) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
+    first = bank.deformed(*drawn[0])
+    steel = _near_in_gray(backgrounds, first, rng)
     image, mask = steel.image, steel.mask.copy()
-    start, placed, told = image, [], []
-    for (number, how), mark in zip(drawn, marks, strict=True):
+    start, placed, told, narrow_ones = image, [], [], 0
+    for number, how in drawn:
+        mark, zoom = sized(bank, number, how, steel.mm)
         if narrow(mark.inside):
+            narrow_ones += 1
             continue
         place = find_place(mark, mask > 0, rng, order.density, (steel.y, steel.x, steel.width))
         if place is None:
             continue
-        on_steel, inside = pasted(start, mark, place, poisson=order.method == "poisson")
-        if narrow(inside):
+        laid = lay(image, start, mark, place, poisson=order.method == "poisson")
+        if laid is None:
+            narrow_ones += 1
             continue
-        at_home = contrast_at(mark.image, mark.inside)
-        here = contrast_at(on_steel, inside)
-        spread = float(image[_around(inside)].std())
-        if here * np.sign(at_home) < min(VISIBLE * spread, abs(at_home)) or (
-            here * np.sign(at_home) < PASTE_KEEP * abs(at_home)
-        ):
-            raise Rejected("faint")
-        start, mask[inside] = on_steel, value
+        start, inside, contrasts = laid
+        mask[inside] = value_of(generator)
         placed.append(inside)
-        ys, xs = np.nonzero(inside)
-        origin = bank.marks[number]
-        told.append(
-            {
-                "source": origin.source,
-                "group": origin.group,
-                "origin": list(origin.origin),
-                "deformation": how.to_json(),
-                "outline_of": bank.marks[how.partner].source if how.partner >= 0 else None,
-                "outline_net": generator.card.outlines["weights"] if how.outline >= 0 else None,
-                "place": list(place),
-                "box": [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1],
-                "area_px": int(inside.sum()),
-                "contrast_at_home": round(at_home, 4),
-                "contrast_pasted": round(here, 4),
-            }
-        )
+        told.append(tell(generator, number, how, zoom, steel.mm, place, inside) | contrasts)
     if not placed:
-        raise Rejected("no place")
-    edited = generator.edit(start, placed, rng) if order.method == "gan" else start
-    for inside, one in zip(placed, told, strict=True):
-        kept = kept_contrast(start, edited, inside)
-        if order.method == "gan" and not generator.card.recipe["whole"] and kept < EDIT_KEEP:
-            raise Rejected("erased")
-        one["contrast_kept"] = round(kept, 4)
+        raise Rejected("narrow" if narrow_ones == len(drawn) else "no place")
+    edited, kept = edit(generator, order, start, placed, rng)
+    for one, share in zip(told, kept, strict=True):
+        one["contrast_kept"] = round(share, 4)
     pixels = np.round(edited * 255).clip(0, 255).astype(np.uint8)
     provenance = {
-        "order": order.to_json(),
-        "generator": generator.hash,
-        "config": hashlib.sha256(json.dumps(generator.card.recipe, sort_keys=True).encode()).hexdigest(),
-        "class": generator.card.defect_class,
+        **made_by(generator, order),
         "background": {"name": steel.name, "group": steel.group, "y": steel.y, "x": steel.x},
         "marks": told,
         "sha256": hashlib.sha256(pixels.tobytes() + mask.tobytes()).hexdigest(),
     }
     return Made(pixels, mask, steel.group, provenance, placed, start)
+
+
+def value_of(generator: Generator) -> int:
+    """The mask value of the generator's class in its labelled data."""
+    return generator.card.data_classes.index(generator.card.defect_class) + 1
+
+
+def made_by(generator: Generator, order: Order) -> dict[str, Any]:
+    """What a sample's provenance says of its maker."""
+    return {
+        "order": order.to_json(),
+        "generator": generator.hash,
+        "config": hashlib.sha256(json.dumps(generator.card.recipe, sort_keys=True).encode()).hexdigest(),
+        "class": generator.card.defect_class,
+    }
+
+
+def sized(
+    bank: MaskBank, number: int, how: Deformation, mm: PixelMm | None
+) -> tuple[Mark, tuple[float, float] | None]:
+    """A mark, deformed, at its size in mm on steel with a px of `mm`, and by what its px were scaled.
+
+    Where the labels or the steel do not say how large a px is, px stay px: None.
+    """
+    home = bank.marks[number].mm
+    if home is None or mm is None:
+        return bank.deformed(number, how), None
+    zoom = (home[0] / mm[0], home[1] / mm[1])
+    if not all(1 / MOST_ZOOM <= one <= MOST_ZOOM for one in zoom):
+        raise UserError(
+            f"labels of {home[1]:g} x {home[0]:g} mm per px on steel of {mm[1]:g} x {mm[0]:g}: a defect "
+            f"would be scaled by {zoom[1]:g} x {zoom[0]:g}, at most {MOST_ZOOM:g} is sound: give other steel"
+        )
+    if zoom != (1.0, 1.0):
+        how = replace(how, scale_y=how.scale_y * zoom[0], scale_x=how.scale_x * zoom[1])
+    return bank.deformed(number, how), zoom
+
+
+def lay(
+    image: Plane, start: Plane, mark: Mark, place: tuple[int, int], *, poisson: bool
+) -> tuple[Plane, Bools, dict[str, float]] | None:
+    """The mark laid on `start` (H, W): the new canvas, the mark's px on it, its contrasts.
+
+    image: the steel without any mark. None where the mark is under 2 px wide there; Rejected where too little
+    of it would show.
+    """
+    on_steel, inside = pasted(start, mark, place, poisson=poisson)
+    if narrow(inside):
+        return None
+    at_home = contrast_at(mark.image, mark.inside)
+    here = contrast_at(on_steel, inside)
+    spread = float(image[_around(inside)].std())
+    if here * np.sign(at_home) < min(VISIBLE * spread, abs(at_home)) or (
+        here * np.sign(at_home) < PASTE_KEEP * abs(at_home)
+    ):
+        raise Rejected("faint")
+    return on_steel, inside, {"contrast_at_home": round(at_home, 4), "contrast_pasted": round(here, 4)}
+
+
+def tell(
+    generator: Generator,
+    number: int,
+    how: Deformation,
+    zoom: tuple[float, float] | None,
+    mm: PixelMm | None,
+    place: tuple[int, int],
+    inside: Bools,
+) -> dict[str, Any]:
+    """What provenance says of a mark: `inside` its px (H, W) on a canvas, `place` where its plane begins."""
+    ys, xs = np.nonzero(inside)
+    box = [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
+    bank = generator.bank
+    origin = bank.marks[number]
+    return {
+        "source": origin.source,
+        "group": origin.group,
+        "origin": list(origin.origin),
+        "deformation": how.to_json(),
+        "outline_of": bank.marks[how.partner].source if how.partner >= 0 else None,
+        "outline_net": generator.card.outlines["weights"] if how.outline >= 0 else None,
+        "zoom": None if zoom is None else [round(one, 6) for one in zoom],
+        "place": list(place),
+        "box": box,
+        "area_px": int(inside.sum()),
+        "length_mm": None if mm is None else round((box[3] - box[1]) * mm[0], 3),
+        "width_mm": None if mm is None else round((box[2] - box[0]) * mm[1], 3),
+    }
+
+
+def edit(
+    generator: Generator, order: Order, start: Plane, placed: list[Bools], rng: np.random.Generator
+) -> tuple[Plane, list[float]]:
+    """The canvas (H, W) as the order's method leaves it, and the share of its contrast that each mark kept.
+
+    Rejected where the editor took too much of one.
+    """
+    edited = generator.edit(start, placed, rng) if order.method == "gan" else start
+    kept = [kept_contrast(start, edited, inside) for inside in placed]
+    if order.method == "gan" and not generator.card.recipe["whole"] and min(kept) < EDIT_KEEP:
+        raise Rejected("erased")
+    return edited, kept
 
 
 def _near_in_gray(backgrounds: Backgrounds, mark: Mark, rng: np.random.Generator) -> Steel:
@@ -209,12 +307,13 @@ def make_data(
     n: int,
     out: Path,
     *,
+    licence: str = "",
     on_image: Callable[[int, int], None] | None = None,
 ) -> tuple[Written, dict[str, Any]]:
     """Write `n` samples as the new folder of labelled data `out`; what was written, and the data's card.
 
     All samples are of the train split; the group of each is that of its background. Beside them stand
-    `provenance.jsonl`, one line a sample, and the card `dataset.json`. All of it or nothing.
+    `provenance.jsonl`, one line a sample, and the card, `dataset.json` and `croissant.json`. All or nothing.
     """
     if n < 1:
         raise UserError(f"{n} samples: at least one", USAGE)
@@ -231,8 +330,9 @@ def make_data(
     def beside(folder: Path) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / PROVENANCE).write_text(text, encoding="utf-8")
-        card.update(data_card(generator, order, lines))
+        card.update(data_card(generator, order.to_json(), lines, licence))
         (folder / DATASET).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_card(folder, folder_card(folder, card, generator.card.data_classes))
 
     card: dict[str, Any] = {}
     incoming = Incoming(generator.card.data_classes, n, images())
@@ -244,52 +344,3 @@ def png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
-
-
-def data_card(generator: Generator, order: Order, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the samples are made of, how many attempts were rejected and why, what is known to be wrong."""
-    rejected: Counter[str] = Counter()
-    for line in lines:
-        rejected.update(line["rejected"])
-    marks = [mark for line in lines for mark in line["marks"]]
-    attempts = len(lines) + sum(rejected.values())
-    return {
-        "name": f"synthetic {generator.card.defect_class}",
-        "order": order.to_json(),
-        "generator": {"name": generator.card.name, "hash": generator.hash, "method": order.method},
-        "samples": len(lines),
-        "marks": len(marks),
-        "attempts": attempts,
-        "rejected": dict(rejected),
-        "reject_rate": round(sum(rejected.values()) / attempts, 4),
-        "outlines": {
-            "made": sum(mark["outline_net"] is not None for mark in marks),
-            "refused": sum(mark["deformation"]["refused"] for mark in marks),
-        },
-        "backgrounds": len({line["background"]["name"] for line in lines}),
-        "sources": sorted({mark["source"] for mark in marks}),
-        "source_groups": sorted({mark["group"] for mark in marks}),
-        "fitted_on": generator.card.fitted_on["source"],
-        "contrast_kept": {
-            "median": float(np.median([mark["contrast_kept"] for mark in marks])),
-            "smallest": float(min(mark["contrast_kept"] for mark in marks)),
-        },
-        "known_failures": [
-            "Every defect is derived from a labelled one, named in provenance.jsonl: nothing is a new kind.",
-            "Real defects that nobody labelled stay on the backgrounds, and are then called clean.",
-        ],
-    }
-
-
-def open_provenance(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a synthetic folder's provenance; UserError where there is none or it is damaged."""
-    path = folder / PROVENANCE
-    if not path.is_file():
-        raise UserError(f"{path}: not found: this is no folder made by `inspect synth make`")
-    try:
-        lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for line in lines:
-            line["image"], line["index"], line["marks"], line["order"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}): make the data again"[:200]) from None
-    return lines

@@ -17,7 +17,7 @@ from rollsight.synth.made_outlines import learn_outlines
 from rollsight.synth.mask_bank import marks_of
 from rollsight.synth.mask_gan import OutlineRecipe
 from rollsight.synth.patch_batches import PatchSampler
-from rollsight.synth.patches import Scene, class_value, held_groups, read_scenes
+from rollsight.synth.patches import PixelMm, Scene, class_value, held_groups, read_scenes
 from rollsight.synth.sample_sheet import SHEET, draw_sheet
 
 FEWEST = 30  # components of a class, as in `inspect train`; with fewer it is not learned from scratch alone
@@ -45,16 +45,17 @@ def fit_data(
     begun: bool = False,
     generic: bool = False,
     fewest: int = FEWEST,
+    mm: PixelMm | None = None,
 ) -> FitData:
     """What a class is learned from: the train split of `labels`, with the other classes unless `alone`.
 
     begun: the fit goes on from another generator. generic: it may begin from the generic one, which it shall
-    with fewer than `fewest` components. UserError for an unknown class, one without any component of 2 px, or
-    one with fewer than `fewest` to learn it alone and from scratch.
+    with fewer than `fewest` components. mm: of a px of image files, if known. UserError for an unknown class,
+    one without any component of 2 px, or one with fewer than `fewest` to learn it alone and from scratch.
     """
     value = class_value(labels.classes, defect_class, labels.root)
     data = labels if is_rolls(labels) else labels.of_split("train")
-    scenes = read_scenes(data)
+    scenes = read_scenes(data, mm)
     marks = marks_of(scenes, labels.classes)
     counts = {name: sum(mark.defect_class == name for mark in marks) for name in labels.classes}
     if not counts[defect_class]:

@@ -224,6 +224,7 @@ def _save_marks(path: Path, marks: Sequence[Mark]) -> None:
                 "group": mark.group,
                 "origin": mark.origin,
                 "cut": mark.cut,
+                "mm": mark.mm,
             }
         )
     save_tensors(path, tensors, {"marks": json.dumps(told)})
@@ -242,6 +243,7 @@ def _read_marks(path: Path) -> list[Mark]:
                 one["group"],
                 (int(one["origin"][0]), int(one["origin"][1])),
                 (bool(one["cut"][0]), bool(one["cut"][1]), bool(one["cut"][2]), bool(one["cut"][3])),
+                None if one.get("mm") is None else (float(one["mm"][0]), float(one["mm"][1])),
             )
             for number, one in enumerate(json.loads(told["marks"]))
         ]

@@ -15,7 +15,7 @@ from rollsight.inspect.defects import label_mask
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE
 from rollsight.synth.mask_gan import GRID, Ends, Outlines, in_box, on_grid
-from rollsight.synth.patches import Scene
+from rollsight.synth.patches import PixelMm, Scene
 from scipy import ndimage
 
 Plane = NDArray[np.float32]
@@ -48,6 +48,7 @@ class Mark:
     group: str
     origin: tuple[int, int]  # first line and column in that image
     cut: Ends  # whether the image's top, bottom, left, right border cut it off
+    mm: PixelMm | None = None  # of a px along and across, where the labels say it
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -101,6 +102,7 @@ def marks_of(scenes: Sequence[Scene], classes: Sequence[str]) -> list[Mark]:
                     scene.group,
                     (window[0].start, window[1].start),
                     (ys.start == 0, ys.stop == height, xs.start == 0, xs.stop == width),
+                    scene.mm,
                 )
             )
     return marks
@@ -126,13 +128,18 @@ class MaskBank:
                 f"class {defect_class!r}: no component of 2 px or wider in the train split: label some", USAGE
             )
         self._shapes = [_shape(mark.inside) for mark in self.marks]
-        # Log-normal in the side of a square of the same area, px (mm, where a px is one size for all).
-        sides = np.log([np.sqrt(mark.inside.sum()) for mark in self.marks])
-        self.log_side = (float(sides.mean()), float(sides.std()))
+        # Log-normal in the side of a square of the same area: mm where all marks know their px, else px.
+        self.in_mm = all(mark.mm is not None for mark in self.marks)
+        sides = [self._log_side(mark) for mark in self.marks]
+        self.log_side = (float(np.mean(sides)), float(np.std(sides)))
         self.outlines = outlines
         insides = [mark.inside[mark.box] for mark in self.marks]
         self._boxes = np.array([inside.shape for inside in insides])
         self._grids = np.stack([on_grid(inside) >= 0.5 for inside in insides]) if outlines else None
+
+    def _log_side(self, mark: Mark) -> float:
+        along, across = mark.mm if self.in_mm and mark.mm is not None else (1.0, 1.0)
+        return float(np.log(np.sqrt(mark.inside.sum() * along * across)))
 
     def draw(self, rng: np.random.Generator, outlines: str = "both") -> tuple[int, Deformation]:
         """A mark by number, and a deformation that brings it to a size of the class's own distribution.
@@ -149,7 +156,7 @@ class MaskBank:
                 if (wearer := self._wearer(seed, boxed_as)) is not None:
                     number, made = wearer, (seed, boxed_as, refused)
                     break
-        own = float(np.log(np.sqrt(self.marks[number].inside.sum())))
+        own = self._log_side(self.marks[number])
         wanted = rng.normal(*self.log_side)
         # Half way: a mark keeps some of its own size, or its texture would be magnified too far.
         scale = float(np.clip(np.exp(0.5 * (wanted - own)), *SCALES))

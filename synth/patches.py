@@ -1,13 +1,17 @@
 """Scenes of labelled data, and defect-centred patches cut from them at native resolution."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.inspect.labels import ANY_SPLIT, IGNORE, ImageFile, LabelledData
+from rollsight.inspect.labels import ANY_SPLIT, IGNORE, ImageFile, LabelledData, is_rolls
+from rollsight.inspect.rolls import Roll
 from rollsight.inspect.sampling import clean_origins
+
+PixelMm = tuple[float, float]  # mm of a px along and across the strip: they differ on a line scan
 
 JITTER = 0.25  # of a patch's side: how far its centre lies from a px of the defect, at most
 
@@ -20,13 +24,40 @@ class Scene:
     mask: NDArray[np.uint8]  # (H, W), 0 background, index + 1 of the class, 255 ignore
     name: str  # of the image, within its source
     group: str  # coil, scene or piece
+    mm: PixelMm | None = None  # None where nobody said
 
 
-def read_scenes(data: LabelledData) -> list[Scene]:
+def pixel_mm(mm_per_px_x: float | None, mm_per_line: float | None) -> PixelMm | None:
+    """What a user said of the size of a px, None for nothing; UserError for half of it, or for no size."""
+    if mm_per_px_x is None and mm_per_line is None:
+        return None
+    if mm_per_px_x is None or mm_per_line is None:
+        raise UserError("--mm-per-px-x and --mm-per-line: give both, or neither", USAGE)
+    for name, value in (("--mm-per-px-x", mm_per_px_x), ("--mm-per-line", mm_per_line)):
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"{name} {value:g}: it must be a number over 0", USAGE)
+    return mm_per_line, mm_per_px_x
+
+
+def mm_of(roll: Roll) -> PixelMm | None:
+    """The size of a roll's px, None where it is in px."""
+    strip = roll.strip
+    if strip.mm_per_line is None or strip.mm_per_px_x is None:
+        return None
+    return strip.mm_per_line, strip.mm_per_px_x
+
+
+def read_scenes(data: LabelledData, mm: PixelMm | None = None) -> list[Scene]:
     """All samples of `data`; UserError for one that is no training data, or has several lighting modes.
 
     A defect that was copied from val or test would be judged on itself, so such sources are refused.
+    mm: the size of a px of image files, where it is known; a roll knows its own.
     """
+    if mm is not None and is_rolls(data):
+        raise UserError(
+            f"{data.root}: a roll knows how large its px are: leave --mm-per-px-x and --mm-per-line out",
+            USAGE,
+        )
     scenes = []
     for sample in data.samples:
         if sample.split not in ("train", ANY_SPLIT):
@@ -41,10 +72,10 @@ def read_scenes(data: LabelledData) -> list[Scene]:
         if (found := int(mask[mask != IGNORE].max(initial=0))) > len(data.classes):
             raise UserError(f"{data.root}: mask value {found}, but there are {len(data.classes)} classes")
         if isinstance(sample, ImageFile):
-            name = sample.image.relative_to(data.root).as_posix()
+            name, size = sample.image.relative_to(data.root).as_posix(), mm
         else:
-            name = f"{sample.roll.roll_id}/{sample.y}-{sample.x}"
-        scenes.append(Scene(image[0], mask, name, sample.group))
+            name, size = f"{sample.roll.roll_id}/{sample.y}-{sample.x}", mm_of(sample.roll)
+        scenes.append(Scene(image[0], mask, name, sample.group, size))
     return scenes
 
 

@@ -16,7 +16,9 @@ from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_label
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import train
 from rollsight.synth.arms import net_logits
-from rollsight.synth.compose import PROVENANCE, contrast_at, open_provenance
+from rollsight.synth.compose import contrast_at
+from rollsight.synth.croissant import folder_card, write_card
+from rollsight.synth.data_card import DATASET, PROVENANCE, checked_card, open_provenance
 from rollsight.synth.features import (
     COPY_CORRELATION,
     COPY_RATIO,
@@ -293,7 +295,7 @@ def _number(value: float) -> float | None:
 
 
 def write_kept(folder: Path, check: Check, out: Path) -> int:
-    """Write the new folder `out` with the samples that were kept, and their provenance; how many they are."""
+    """Write the new folder `out` with the samples that were kept, provenance and card; how many they are."""
     dropped = {Path(one.image).name for one in check.samples if one.dropped}
     data = open_labels(folder)
     kept = [s for s in data.samples if isinstance(s, ImageFile) and s.image.name not in dropped]
@@ -306,10 +308,13 @@ def write_kept(folder: Path, check: Check, out: Path) -> int:
         for s in kept
     )
     lines = [line for line in open_provenance(folder) if Path(line["image"]).name not in dropped]
+    card = checked_card(folder, lines, check.figures["dropped"])
 
     def beside(staging: Path) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (staging / PROVENANCE).write_text(text, encoding="utf-8")
+        (staging / DATASET).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_card(staging, folder_card(staging, card, data.classes))
 
     write_labels(out, Incoming(data.classes, len(kept), iter(images)), beside=beside)
     return len(kept)

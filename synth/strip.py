@@ -12,7 +12,6 @@ are in mm.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -326,8 +325,8 @@ def simulate_roll(
     """Write a simulated strip as the roll `path` (`<roll-id>.zarr`), in constant memory.
 
     Beside the image the roll gets the class mask as label `TRUTH_LABEL` and the truth table as `TRUTH_FILE`.
-    on_lines(done, total) is called about every 1,000 lines. Raises UserError as RollWriter does; when it
-    fails or is interrupted nothing is left at `path`.
+    on_lines(done, total) is called about every 1,000 lines. Raises UserError as RollWriter does. Image and
+    truth stand at `path` at once, or nothing does, killed or not.
     """
     strip = Strip(
         roll_id=path.name.removesuffix(".zarr"),
@@ -345,18 +344,12 @@ def simulate_roll(
             writer.append(simulated.block(y0, y1)[0], encoder=encoder, t_ns=t_ns, valid=valid)
             if on_lines is not None:
                 on_lines(y1, lines)
-        roll = writer.close()
-    try:
-        pq.write_table(simulated.truth, path / TRUTH_FILE)
+        pq.write_table(simulated.truth, writer.building / TRUTH_FILE)
         label = LabelWriter.create(
-            path, TRUTH_LABEL, simulated.classes, lines=lines, width=width, shard_lines=SHARD_LINES
+            writer.building, TRUTH_LABEL, simulated.classes, lines=None, width=width, shard_lines=SHARD_LINES
         )
+        label.freeze(lines)
         for y0 in range(0, lines, SHARD_LINES):
             label.write(y0, simulated.mask(y0, min(y0 + SHARD_LINES, lines)))
         label.close()
-    except BaseException:
-        shutil.rmtree(
-            path, ignore_errors=True
-        )  # a simulated roll without its truth would pass for a real one
-        raise
-    return roll
+        return writer.close()  # with its truth: without it, it would pass for a real roll

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.synth.backgrounds import open_backgrounds
-from rollsight.synth.compose import Order, make_data, make_sample, open_provenance
+from rollsight.synth.compose import Order, make_data, make_sample, sized
+from rollsight.synth.data_card import open_provenance
 from rollsight.synth.fitting import fit_data, fit_generator
-from rollsight.synth.generator import KEEP, kept_contrast
+from rollsight.synth.generator import KEEP, kept_contrast, open_generator
+from rollsight.synth.mask_bank import MaskBank
 from rollsight.synth.placing import Density
+from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,7 @@ def test_the_labels_of_the_steel_stay_and_nothing_overlaps_them(generator, steel
 def test_clean_windows_of_a_roll_are_steel_and_its_dark_sides_are_unknown(generator, tmp_path):
     image = np.random.default_rng(0).normal(110, 4, (1, 600, 400)).clip(60, 255).astype(np.uint8)
     image[:, :, :30] = 0
+    image[:, 200:320] = 255  # blinded: not inspected
     strip = Strip(roll_id="coil-1", side="top", lighting=("bright",), mm_per_px_x=0.8, mm_per_line=1.0)
     with RollWriter(tmp_path / "coil-1.zarr", strip, 400, np.uint8, total_lines=600) as writer:
         writer.append(image)
@@ -110,10 +115,18 @@ def test_clean_windows_of_a_roll_are_steel_and_its_dark_sides_are_unknown(genera
     made = [make_sample(generator, steel, Order(density=Density("lane", lane=0.5)), i) for i in range(6)]
 
     for one in made:
-        x = one.provenance["background"]["x"]
+        y, x = one.provenance["background"]["y"], one.provenance["background"]["x"]
+        lost = np.zeros((600, 400), dtype=bool)
+        lost[:, :30] = lost[192:320] = True  # whole cells of 64 lines
         assert one.image.shape == (256, 256) and one.group == "coil-1"
-        assert (one.mask[:, : max(0, 30 - x)] == 255).all() and not (one.mask[:, 30:] == 255).any()
+        np.testing.assert_array_equal(one.mask == 255, lost[y : y + 256, x : x + 256])
         assert (one.mask == 2).any()
+
+
+def test_a_roll_of_several_lighting_modes_is_no_steel(generator, tmp_path):
+    simulate_roll(tmp_path / "S-1.zarr", SimulatedStrip(0.5, 6, width_px=256, lighting=("bright", "dark")))
+    with pytest.raises(UserError, match=r"roll S-1 has 2 lighting modes \(bright, dark\): synthetic"):
+        open_backgrounds([tmp_path / "S-1.zarr"], generator.card.data_classes, ())
 
 
 def test_sources_of_val_and_test_and_no_sources_are_refused(few_scenes, generator, tmp_path):
@@ -150,3 +163,81 @@ def test_damaged_provenance_is_one_line(tmp_path):
     (tmp_path / "provenance.jsonl").write_text('{"image": 1')
     with pytest.raises(UserError, match="damaged"):
         open_provenance(tmp_path)
+
+
+def with_mm(generator, mm):
+    """The generator as if its labels said that a px is `mm` along and across."""
+    marks = [replace(mark, mm=mm) for mark in generator.bank.marks]
+    return replace(generator, bank=MaskBank(marks, "scratch"))
+
+
+@pytest.mark.parametrize(
+    ("steel_mm", "factor"), [((0.5, 0.4), (2, 2)), ((1.0, 0.4), (1, 2)), ((2.0, 0.8), (0.5, 1))]
+)
+def test_a_mark_of_one_camera_has_its_mm_on_the_steel_of_another(generator, steel_mm, factor):
+    """On 0.4 mm per px a mark from 0.8 takes twice the px; along and across each by its own."""
+    fine = with_mm(generator, (1.0, 0.8))
+    number, how = fine.bank.draw(np.random.default_rng(4))
+
+    at_home, zoom = sized(fine.bank, number, how, (1.0, 0.8))
+    moved, moved_zoom = sized(fine.bank, number, how, steel_mm)
+
+    assert (zoom, moved_zoom) == ((1.0, 1.0), pytest.approx(factor))
+    sizes = [np.ptp(np.nonzero(mark.inside), axis=1) + 1 for mark in (at_home, moved)]
+    assert sizes[1] == pytest.approx(sizes[0] * np.array(factor), abs=3)
+    assert moved.inside.sum() == pytest.approx(at_home.inside.sum() * factor[0] * factor[1], rel=0.25)
+
+
+def test_sizes_go_by_mm_where_both_sides_know_them_and_the_card_says_which(generator, few_scenes, tmp_path):
+    classes, held = generator.card.data_classes, generator.card.held_groups
+    plain, known = (open_backgrounds([few_scenes], classes, held, mm) for mm in (None, (0.8, 0.4)))
+    fine = with_mm(generator, (1.0, 0.8))
+    told = {}
+    for name, made_by, steel in (("mm", fine, known), ("no mm", fine, plain), ("labels", generator, known)):
+        _, card = make_data(made_by, steel, Order(seed=2, method="paste"), 2, tmp_path / name)
+        marks = [mark for line in open_provenance(tmp_path / name) for mark in line["marks"]]
+        told[name] = (card["sizes"], marks)
+
+    assert told["mm"][0] == "mm: length and width are those of the labelled defects"
+    for mark in told["mm"][1]:
+        x0, y0, x1, y1 = mark["box"]
+        assert mark["zoom"] == [1.25, 2.0]
+        assert mark["length_mm"] == pytest.approx(0.8 * (y1 - y0))
+        assert mark["width_mm"] == pytest.approx(0.4 * (x1 - x0))
+    assert told["no mm"][0] == "px: the steel does not say how large a px is"
+    assert told["labels"][0] == "px: the labels do not say how large a px is"
+    assert all(mark["zoom"] is None for name in ("no mm", "labels") for mark in told[name][1])
+
+
+def test_a_mark_that_is_too_narrow_or_too_far_from_its_camera_is_told(generator, few_scenes):
+    classes, held = generator.card.data_classes, generator.card.held_groups
+    coarse, finer = (open_backgrounds([few_scenes], classes, held, mm) for mm in ((1.0, 3.0), (1.0, 0.05)))
+    fine = with_mm(generator, (1.0, 0.8))
+
+    with pytest.raises(UserError, match=r"sample 0: 40 attempts without one to keep \(narrow 40\)"):
+        make_sample(fine, coarse, Order(), 0)
+    with pytest.raises(UserError, match=r"labels of 0.8 x 1 mm per px on steel of 0.05 x 1: .* by 16 x 1,"):
+        make_sample(fine, finer, Order(), 0)
+
+
+def test_the_mm_of_the_labels_stay_with_the_marks(few_scenes, small_fit, tmp_path):
+    found = fit_data(open_labels(few_scenes), "pit", mm=(1.0, 0.8))
+    made = fit_generator(found, tmp_path / "pit", replace(small_fit, steps=1))
+
+    assert {mark.mm for mark in open_generator(tmp_path / "pit").bank.marks} == {(1.0, 0.8)}
+    half = [replace(mark, mm=(0.5, 0.4)) for mark in made.bank.marks]
+    mixed = MaskBank([*made.bank.marks, *half], "pit")
+    assert mixed.in_mm and mixed.log_side[1] == pytest.approx(np.log(2) / 2, abs=0.01)  # two sizes in mm
+    unknown = MaskBank([*half, replace(half[0], mm=None)], "pit")
+    assert not unknown.in_mm and np.exp(unknown.log_side[0]) == pytest.approx(np.sqrt(56), rel=0.01)
+
+
+def test_a_labelled_roll_says_itself_how_large_its_px_are(generator, tmp_path):
+    simulate_roll(tmp_path / "S-1.zarr", SimulatedStrip(3.0, 6, width_px=300, mm_per_px_x=0.5, density=4))
+
+    found = fit_data(open_labels(tmp_path), "pit")
+    assert {scene.mm for scene in found.scenes} == {(1.0, 0.5)}
+    with pytest.raises(UserError, match="a roll knows how large its px are: leave --mm-per-px-x and"):
+        fit_data(open_labels(tmp_path), "pit", mm=(1.0, 0.8))
+    with pytest.raises(UserError, match="are for images: a roll says itself how large its px are"):
+        open_backgrounds([tmp_path / "S-1.zarr"], generator.card.data_classes, (), (1.0, 0.8))

@@ -1,6 +1,9 @@
 """Each kind of roll that a mill brings goes the whole way: made, scanned, told on a page."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pyarrow.parquet
@@ -41,6 +44,27 @@ def test_each_surface_in_each_lighting_is_simulated_and_scanned(surface, lightin
 
     assert pyarrow.parquet.read_table(roll.path / TRUTH_FILE).num_rows > 0
     scanned_whole(plant, roll)
+
+
+def simulate_until_the_last_line(path):
+    def stop(done, total):
+        if done == total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    simulate_roll(path, SimulatedStrip(1.2, 5, width_px=360), on_lines=stop)
+
+
+def test_a_simulation_killed_before_its_truth_leaves_no_roll(tmp_path):
+    path = tmp_path / "S.zarr"
+    child = multiprocessing.get_context("spawn").Process(target=simulate_until_the_last_line, args=(path,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert not path.exists()
+
+    roll = simulate_roll(path, SimulatedStrip(1.2, 5, width_px=360))
+    assert pyarrow.parquet.read_table(roll.path / TRUTH_FILE).num_rows > 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["S.zarr"]
 
 
 @pytest.mark.parametrize("modes", MODES)

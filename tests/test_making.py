@@ -20,7 +20,7 @@ from rollsight.jobs.ledger.schema import Alert, Event, Slot
 from rollsight.jobs.schedule import Job, LineFile, read_line
 from rollsight.jobs.sites import Site
 from rollsight.jobs.ticker import begin_slot, run_slot, tick
-from rollsight.synth.compose import open_provenance
+from rollsight.synth.data_card import open_provenance
 from rollsight.synth.fitting import fit_data, fit_generator
 from sqlalchemy import select
 

@@ -11,7 +11,8 @@ from PIL import Image
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.synth.backgrounds import Backgrounds
-from rollsight.synth.compose import Order, make_data, make_sample, open_provenance
+from rollsight.synth.compose import Order, make_data, make_sample
+from rollsight.synth.data_card import open_provenance
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import OUTLINES, Generator, open_generator
 from rollsight.synth.made_outlines import learn_outlines

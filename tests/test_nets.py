@@ -12,6 +12,7 @@ from rollsight.inspect.models import open_model, save_model
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.nets.attention import Attention, CellECA, CellSqueezeExcite, ChannelConv
 from rollsight.inspect.nets.deeplab import ASPP
+from rollsight.inspect.nets.encoders import SameConv
 from rollsight.inspect.nets.reach import halo_px
 from rollsight.inspect.tiles import CELL, Grid
 from scipy.ndimage import correlate1d
@@ -462,3 +463,17 @@ def test_all_encoder_tensors_come_from_the_wheel(net, decoder):
 
     assert {name for name in first if name.startswith(("stem.", "encoder."))} <= same
     assert decoder not in same
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(5, 1, 8), (3, 2, 8), (3, 1, 8), (5, 2, 1)])
+def test_gradients_under_bf16_are_those_of_fp32(kernel, stride, groups):
+    """Some are computed in fp32 (`segmenter.Conv`); what comes out is bf16 all the same."""
+    torch.manual_seed(0)
+    conv = SameConv(8, 8, kernel, stride, groups)
+    x = torch.randn(2, 8, 20, 20)
+    exact = torch.autograd.grad(conv(x).square().mean(), conv.weight)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = conv(x)
+    assert half.dtype == torch.bfloat16
+    found = torch.autograd.grad(half.float().square().mean(), conv.weight)[0]
+    assert F.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.999

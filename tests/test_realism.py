@@ -133,6 +133,12 @@ def test_a_check_drops_what_lost_its_contrast_and_writes_the_rest(made, few_scen
     assert write_kept(copy, found, tmp_path / "kept") == found.figures["kept"]
     kept = {sample.image.name for sample in open_labels(tmp_path / "kept").samples}
     assert kept == {name.split("/")[-1] for name, reason in why.items() if not reason}
+    card = json.loads((tmp_path / "kept" / "dataset.json").read_text())
+    assert (card["samples"], card["dropped_by_check"]) == (found.figures["kept"], found.figures["dropped"])
+    assert "dropped 1: contrast lost" in (tmp_path / "kept" / "croissant.json").read_text()
+    (copy / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match=r"dataset.json: not the card of a set .*: make the data again"):
+        write_kept(copy, found, tmp_path / "again")
 
     write_page(tmp_path / "page.html", found, "Check of set")
     page = (tmp_path / "page.html").read_text()

@@ -30,9 +30,11 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["card"]["samples"] == 3
     inspect("synth", "make", "scratch", "--only", 2, *options)
     assert json.loads(capsys.readouterr().out)["same"] is True
-    with pytest.raises(UserError, match=r"sample 2 is another one: .*: give the options, generator and"):
+    with pytest.raises(
+        UserError, match=r"sample 2 is another one: .*: give the options, generator and steel"
+    ):
         inspect("synth", "make", "scratch", "--only", 2, *options, "--marks", 5)
-    with pytest.raises(UserError, match=r"--only 9: .* has samples 0 to 2"):
+    with pytest.raises(UserError, match=r"--only 9: .* has 0 to 2"):
         inspect("synth", "make", "scratch", "--only", 9, *options)
 
     with pytest.raises(UserError, match=r"scratch has none, 3 marks .*: give --outlines bank or both"):
@@ -88,3 +90,85 @@ def test_a_generic_generator_is_fitted_begun_from_and_makes_nothing_itself(few_s
     assert json.loads(capsys.readouterr().out)["card"]["begun_from"] == told["hash"]
     with pytest.raises(UserError, match="many: a generic generator has no marks"):
         inspect("synth", "make", "many", "--out", tmp_path / "made", "--home", home)
+
+
+def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
+    inspect("simulate", "S-1", "--length-m", 3, "--width-px", 300, "--seed", 6, "--home", fitted)
+    options = ("--into", "S-1", "--as", "S-2", "--home", fitted, "--json", "--place", "lane", "--seed", 2)
+    capsys.readouterr()
+
+    inspect("synth", "make", "scratch", "--per-m", 1.4, *options)
+    told = json.loads(capsys.readouterr().out)
+    assert told["roll_id"] == "S-2" and told["card"]["samples"] == 4
+    inspect("synth", "make", "scratch", "--only", 3, *options)
+    assert json.loads(capsys.readouterr().out)["same"] is True
+    with pytest.raises(UserError, match=r"--only 4: .*S-2.zarr has 0 to 3"):
+        inspect("synth", "make", "scratch", "--only", 4, *options)
+    with pytest.raises(UserError, match=r"defect 1 is another one: .*: give the options"):
+        inspect("synth", "make", "scratch", "--only", 1, *options, "--method", "paste")
+    with pytest.raises(UserError, match=r"defect 0 is another one: none \(end of the roll\) instead of"):
+        periodic = (*options[:-4], "--place", "periodic", "--pitch-px", 2990)
+        inspect("synth", "make", "scratch", "--only", 0, *periodic)
+    with pytest.raises(UserError, match=r"S-2.zarr exists: choose another id, or say --overwrite"):
+        inspect("synth", "make", "scratch", "-n", 1, *options)
+    inspect("synth", "make", "scratch", "-n", 1, *options, "--overwrite")
+    assert json.loads(capsys.readouterr().out)["card"]["samples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "give --out DIR for a folder, or --into ROLL --as NEW-ROLL for a whole roll"),
+        (("--out", "made"), r"no backgrounds \(none given\): give --backgrounds"),
+        (("--out", "made", "--backgrounds", "nowhere"), "nowhere: no such folder of backgrounds"),
+        (("--into", "S-1"), "--into ROLL and --as NEW-ROLL: the one needs the other"),
+        (("--as", "S-2"), "--into ROLL and --as NEW-ROLL: the one needs the other"),
+        (("--into", "S-1", "--as", "S-2", "--out", "made"), "give --out DIR for a folder, or --into"),
+        (("--into", "S-1", "--as", "S-2", "--marks", 2), "--marks goes with --out only"),
+        (("--into", "S-1", "--as", "S-2", "--backgrounds", "x"), "--backgrounds goes with --out only"),
+        (("--out", "made", "--per-m", 2), "--per-m goes with --into only"),
+        (("--out", "made", "--overwrite"), "--overwrite goes with --into only"),
+        (("--into", "S-1", "--as", "S-2", "-n", 5, "--per-m", 2), "-n with --per-m: take one of them"),
+        (("--into", "S-9", "--as", "S-2"), "no roll 'S-9' in .*: there are S-1, dark"),
+        (("--into", "S-1", "--as", "../S-2"), "roll id '../S-2' is not usable"),
+        (("--into", "S-1", "--as", "S-2", "--per-m", "nan"), "--per-m nan: that is no defect on 1 m"),
+        (("--into", "dark", "--as", "S-2"), "roll dark has 2 lighting modes"),
+        (("--into", "S-1", "--as", "S-2", "--place", "periodic"), "periodic with a pitch of 0 px"),
+        (
+            ("--into", "S-1", "--as", "S-2", "--place", "periodic", "--pitch-px", 1000),
+            "a pitch of 1000 px: roll S-1 has only 1000 lines",
+        ),
+        (("--out", "made", "--mm-per-px-x", 0.8), "--mm-per-px-x and --mm-per-line: give both, or neither"),
+        (("--out", "made", "--mm-per-px-x", 0.8, "--mm-per-line", 0), "--mm-per-line 0: it must be a number"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(arguments, line, fitted_once, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(UserError, match=line) as refused:
+        inspect("synth", "make", "scratch", *arguments, "--home", fitted_once)
+    assert refused.value.exit_code in (1, 2)
+    assert not (fitted_once / "rolls" / "S-2.zarr").exists() and not (tmp_path / "made").exists()
+
+
+@pytest.fixture(scope="module")
+def fitted_once(few_scenes, tmp_path_factory):
+    """A plant with a generator of scratches and two short rolls; what is refused leaves it as it is."""
+    home = tmp_path_factory.mktemp("plant")
+    inspect("synth", "fit", "scratch", "--labels", few_scenes, "--steps", 1, "--threads", 1, "--home", home)
+    for name, *more in (("S-1",), ("dark", "--lighting", "bright,dark")):
+        inspect("simulate", name, "--length-m", 1, "--width-px", 256, *more, "--home", home)
+    return home
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "marks.safetensors", "card.json"])
+def test_a_damaged_or_unknown_generator_is_one_line(name, fitted, few_scenes, tmp_path):
+    options = ("--backgrounds", few_scenes, "--home", fitted, "--out", tmp_path / "made")
+    with pytest.raises(UserError, match="dent: no generator: make one with `inspect synth fit`"):
+        inspect("synth", "make", "dent", *options)
+    path = fitted / "generators" / "scratch" / name
+    path.write_bytes(path.read_bytes()[:-9])
+
+    with pytest.raises(UserError, match=f"{name}: (missing or not the file|not the card of a generator)"):
+        inspect("synth", "make", "scratch", *options)
+    assert not (tmp_path / "made").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollsight.inspect.tiles import CELL, Grid, up_to_cell
+from rollsight.inspect.tiles import CELL, Grid, cell_margins, up_to_cell
 
 cells = st.integers(1, 9).map(lambda n: n * CELL)
 grids = st.builds(
@@ -108,3 +108,8 @@ def test_an_empty_roll_is_refused():
 
 def test_up_to_cell_leaves_multiples_alone():
     assert [up_to_cell(px) for px in (0, 1, 63, 64, 65)] == [0, 64, 64, 64, 128]
+
+
+@pytest.mark.parametrize(("px", "margins"), [(200, (28, 28)), (64, (0, 0)), (65, (31, 32)), (1, (31, 32))])
+def test_an_image_lies_in_the_middle_of_its_cells(px, margins):
+    assert cell_margins(px) == margins

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rollsight.inspect.nets.segmenter import Segmenter, conv_norm
+from rollsight.inspect.nets.segmenter import Conv, Segmenter, conv_norm
 from torch import Tensor, nn
 
 # EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; Lite: no squeeze-excite, ReLU6), stages up to
@@ -16,7 +16,7 @@ BN_EPS = 1e-3  # what the pretrained statistics were made with
 BN_MOMENTUM = 0.05  # the original 0.01 is for 350 epochs of ImageNet; a fine-tuning has some thousand steps
 
 
-class SameConv(nn.Conv2d):
+class SameConv(Conv):
     """A convolution with TensorFlow's SAME padding for sizes that are multiples of the stride.
 
     (N, C, H, W) -> (N, out, H / stride, W / stride). The pretrained weights expect the odd pixel of
@@ -24,16 +24,15 @@ class SameConv(nn.Conv2d):
     """
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, groups: int = 1) -> None:
-        super().__init__(channels, out, kernel, stride, padding=0, groups=groups, bias=False)
         before = (kernel - stride) // 2
-        self.same = (before, kernel - stride - before)  # left/top, right/bottom
+        after = kernel - stride - before
+        even = before if before == after else 0
+        super().__init__(channels, out, kernel, stride, padding=even, groups=groups, bias=False)
+        self.same = (before, after)  # left/top, right/bottom
 
     def forward(self, x: Tensor) -> Tensor:
         before, after = self.same
-        if before == after:
-            return F.conv2d(x, self.weight, None, self.stride, before, self.dilation, self.groups)
-        x = F.pad(x, (before, after, before, after))
-        return F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return super().forward(x if before == after else F.pad(x, (before, after, before, after)))
 
 
 class InvertedResidual(nn.Module):

@@ -19,3 +19,11 @@ LedgerUrl = Annotated[
         "`ledger` of line.yaml, else ledger.db in the plant folder.",
     ),
 ]
+Steel = Annotated[
+    list[Path] | None,
+    typer.Option(help="Clean steel: a folder of clean images, labelled data, or rolls; may be repeated."),
+]
+MmPerPxX = Annotated[
+    float | None, typer.Option(help="mm per pixel across the strip, of image files; a roll knows its own.")
+]
+MmPerLine = Annotated[float | None, typer.Option(help="mm per line along the strip, of image files.")]

@@ -1,20 +1,17 @@
 """`inspect synth fit`, `generic`, `make`, `check` and `prove`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json
+from rollsight.jobs.commands.options import Home, Json, MmPerLine, MmPerPxX, Steel
+from rollsight.jobs.commands.synth_make import make
 
 app = typer.Typer(help="Make labelled defects of a class that is too rare to learn.", no_args_is_help=True)
 
 DefectClass = Annotated[str, typer.Argument(metavar="CLASS", help="Name of the rare class.")]
 Labels = Annotated[Path, typer.Option(help="Labelled data that holds the class; its train split is used.")]
-Steel = Annotated[
-    list[Path] | None,
-    typer.Option(help="Clean steel: a folder of clean images, labelled data, or rolls; may be repeated."),
-]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
 
 
@@ -51,6 +48,8 @@ def fit(
     contrast_weight: Annotated[
         float, typer.Option(min=0, help="Weight of the contrast-keeping loss; 0 also lifts its limit.")
     ] = 5.0,
+    mm_per_px_x: MmPerPxX = None,
+    mm_per_line: MmPerLine = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     threads: Threads = None,
     home: Home = None,
@@ -73,6 +72,7 @@ def fit(
     from rollsight.synth.generator import Generator
     from rollsight.synth.generic import SHIPPED, Generic, open_generic, open_start, shipped, suits
     from rollsight.synth.mask_gan import FEWEST, OutlineRecipe
+    from rollsight.synth.patches import pixel_mm
 
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: it must be one of {', '.join(PRESETS)}", USAGE)
@@ -81,6 +81,7 @@ def fit(
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
     recipe = replace(PRESETS[preset], whole=whole, contrast_weight=contrast_weight, seed=seed)
+    mm = pixel_mm(mm_per_px_x, mm_per_line)
     common = None if from_scratch else shipped()
     begun: Generator | Generic | None = None
     if init is not None:
@@ -91,6 +92,7 @@ def fit(
         alone=alone,
         begun=begun is not None,
         generic=common is not None and suits(common, recipe),
+        mm=mm,
     )
     if found.note:
         console.note(found.note)
@@ -220,80 +222,7 @@ def generic(
     console.say(f"{folder}: look at fitting/samples-*.png")
 
 
-@app.command()
-def make(
-    generator: Annotated[
-        str, typer.Argument(metavar="CLASS", help="Generator, by default named as its class.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of labelled data to make.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="Samples.")] = 100,
-    backgrounds: Steel = None,
-    method: Annotated[
-        Literal["gan", "paste", "poisson"],
-        typer.Option(help="gan, or what it has to beat: a plain paste, or one by its gradients."),
-    ] = "gan",
-    outlines: Annotated[
-        Literal["both", "bank", "gan"],
-        typer.Option(help="Outlines of labelled defects, of the mask GAN, or both where there is one."),
-    ] = "both",
-    marks: Annotated[int, typer.Option(min=1, help="New defects on a sample, at most.")] = 2,
-    place: Annotated[
-        Literal["anywhere", "edges", "lane", "periodic"], typer.Option(help="Where on the strip they lie.")
-    ] = "anywhere",
-    lane: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Middle of the lane, a share of the width from the drive side."),
-    ] = 0.5,
-    pitch_px: Annotated[
-        int, typer.Option(min=0, help="Lines from one mark to the next, for --place periodic.")
-    ] = 0,
-    only: Annotated[
-        int | None, typer.Option(min=0, help="Make this one sample again and hold it against --out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed is another set.")] = 0,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Write labelled data with new defects of CLASS on clean steel, for `inspect train --data`.
-
-    Each sample tells in provenance.jsonl what it was made of; the same seed gives the same bits.
-    """
-    from rollsight.inspect.plant import open_plant
-    from rollsight.jobs import console
-    from rollsight.synth.backgrounds import open_backgrounds
-    from rollsight.synth.compose import Order, make_data, make_sample, open_provenance
-    from rollsight.synth.generator import open_generator
-    from rollsight.synth.placing import Density
-
-    made_by = open_generator(open_plant(home).generator_path(generator))
-    order = Order(seed, method, marks, Density(place, lane, pitch_px), outlines)
-    steel = open_backgrounds(backgrounds or [], made_by.card.data_classes, made_by.card.held_groups)
-    if only is not None:
-        known = {line["index"]: line["sha256"] for line in open_provenance(out)}
-        if only not in known:
-            raise UserError(f"--only {only}: {out} has samples 0 to {max(known)}", USAGE)
-        again = make_sample(made_by, steel, order, only).provenance["sha256"]
-        if again != known[only]:
-            raise UserError(
-                f"sample {only} is another one: {again[:16]} instead of {known[only][:16]}: give the "
-                "options, generator and backgrounds that it was made with"
-            )
-        if as_json:
-            console.emit({"index": only, "sha256": again, "same": True})
-        else:
-            console.say(f"sample {only}: the same bits again, {again[:16]}")
-        return
-    with console.count_progress(f"make {generator}", "samples") as on_image:
-        written, card = make_data(made_by, steel, order, n, out, on_image=on_image)
-    if as_json:
-        console.emit({"data": str(out), "counts": written.counts, "card": card})
-        return
-    rows = [(why, count) for why, count in card["rejected"].items()]
-    console.show_table(
-        f"{out}: {card['samples']} samples, {card['marks']} defects of {made_by.card.defect_class}",
-        ("attempts rejected", "n"),
-        rows,
-    )
+app.command()(make)
 
 
 @app.command()
