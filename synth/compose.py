@@ -22,7 +22,8 @@ from rollsight.synth.backgrounds import Backgrounds, Steel
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
-from rollsight.synth.mask_bank import Bools, Deformation, Mark, MaskBank, Plane, narrow
+from rollsight.synth.mask_bank import OUTLINES, Bools, Deformation, Mark, MaskBank, Plane, narrow
+from rollsight.synth.mask_gan import FEWEST
 from rollsight.synth.patches import PixelMm
 from rollsight.synth.placing import Density, find_place, pasted
 
@@ -43,8 +44,11 @@ class Order:
     method: str = "gan"
     most_marks: int = MOST_MARKS
     density: Density = field(default_factory=Density)
+    outlines: str = "both"  # of the bank, of the mask GAN where there is one, or both
 
     def __post_init__(self) -> None:
+        if self.outlines not in OUTLINES:
+            raise UserError(f"outlines {self.outlines!r}: it must be one of {', '.join(OUTLINES)}", USAGE)
         if self.method not in METHODS:
             raise UserError(f"method {self.method!r}: it must be one of {', '.join(METHODS)}", USAGE)
         if self.most_marks < 1 or self.seed < 0:
@@ -58,6 +62,7 @@ class Order:
             "method": self.method,
             "most_marks": self.most_marks,
             "density": self.density.to_json(),
+            "outlines": self.outlines,
         }
 
 
@@ -83,8 +88,27 @@ def key_of(seed: int, number: int | str) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
 
 
+def check_outlines(generator: Generator, order: Order) -> None:
+    """Refuse, as UserError, an order of made outlines for a generator that makes none."""
+    if order.outlines == "gan" and generator.bank.outlines is None:
+        raise UserError(
+            f"outlines of the mask GAN: {generator.card.name} has none, {len(generator.bank.marks)} marks "
+            f"(they are learned from {FEWEST} on): give --outlines bank or both",
+            USAGE,
+        )
+
+
+def draw(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, Deformation]:
+    """A mark and its deformation; Rejected where the order asks for a made outline and none is good."""
+    number, how = bank.draw(rng, order.outlines)
+    if order.outlines == "gan" and how.outline < 0:
+        raise Rejected("no outline")
+    return number, how
+
+
 def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, index: int) -> Made:
     """Sample `index` of an order; UserError where no attempt at it succeeds."""
+    check_outlines(generator, order)
     key = key_of(order.seed, index)
     rejected: Counter[str] = Counter()
     for attempt in range(ATTEMPTS):
@@ -108,7 +132,7 @@ def counted(rejected: Counter[str]) -> str:
 
 def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: np.random.Generator) -> Made:
     bank = generator.bank
-    drawn = [bank.draw(rng) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
+    drawn = [draw(bank, order, rng) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
     first = bank.deformed(*drawn[0])
     steel = _near_in_gray(backgrounds, first, rng)
     image, mask = steel.image, steel.mask.copy()
@@ -128,7 +152,7 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: 
         start, inside, contrasts = laid
         mask[inside] = value_of(generator)
         placed.append(inside)
-        told.append(tell(bank, number, how, zoom, steel.mm, place, inside) | contrasts)
+        told.append(tell(generator, number, how, zoom, steel.mm, place, inside) | contrasts)
     if not placed:
         raise Rejected("narrow" if narrow_ones == len(drawn) else "no place")
     edited, kept = edit(generator, order, start, placed, rng)
@@ -202,7 +226,7 @@ def lay(
 
 
 def tell(
-    bank: MaskBank,
+    generator: Generator,
     number: int,
     how: Deformation,
     zoom: tuple[float, float] | None,
@@ -213,6 +237,7 @@ def tell(
     """What provenance says of a mark: `inside` its px (H, W) on a canvas, `place` where its plane begins."""
     ys, xs = np.nonzero(inside)
     box = [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
+    bank = generator.bank
     origin = bank.marks[number]
     return {
         "source": origin.source,
@@ -220,6 +245,7 @@ def tell(
         "origin": list(origin.origin),
         "deformation": how.to_json(),
         "outline_of": bank.marks[how.partner].source if how.partner >= 0 else None,
+        "outline_net": generator.card.outlines["weights"] if how.outline >= 0 else None,
         "zoom": None if zoom is None else [round(one, 6) for one in zoom],
         "place": list(place),
         "box": box,

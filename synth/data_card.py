@@ -61,6 +61,10 @@ def counts(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "backgrounds": len({line["background"]["name"] for line in lines}),
         "sources": sorted({mark["source"] for mark in marks}),
         "source_groups": sorted({mark["group"] for mark in marks}),
+        "outlines": {
+            "made": sum(mark["outline_net"] is not None for mark in marks),
+            "refused": sum(mark["deformation"]["refused"] for mark in marks),
+        },
         "contrast_kept": {"median": float(np.median(kept)), "smallest": float(min(kept))},
     }
 

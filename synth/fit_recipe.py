@@ -34,6 +34,8 @@ class FitRecipe:
     seed: int = 0
 
 
+FINE_TUNING_STEPS = 500  # from the generic generator; `inspect synth prove` fine-tunes as long
+
 PRESETS = {
     "cpu-64": FitRecipe(),
     # Sizes and rates as R3GAN's, by its rules; no GPU was at hand to run them on.

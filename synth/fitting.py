@@ -7,25 +7,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData, describe, is_rolls
 from rollsight.synth.adversarial import STATE, Adversary, fit, read_state
 from rollsight.synth.fit_recipe import FitRecipe
-from rollsight.synth.gan import LATENT
 from rollsight.synth.generator import WEIGHTS, Generator, recipe_json, save_generator
+from rollsight.synth.generic import Generic
+from rollsight.synth.made_outlines import learn_outlines
 from rollsight.synth.mask_bank import marks_of
+from rollsight.synth.mask_gan import OutlineRecipe
 from rollsight.synth.patch_batches import PatchSampler
 from rollsight.synth.patches import PixelMm, Scene, class_value, held_groups, read_scenes
-from torch import Tensor
+from rollsight.synth.sample_sheet import SHEET, draw_sheet
 
-FEWEST = 30  # components of a class without which nothing is learned from scratch on it alone
-SHEET = "samples-{step:06d}.png"
-SHEET_PATCHES = 10
-SHEET_BATCH = 1_000_003  # its number: no step of a fit comes so far
+FEWEST = 30  # components of a class, as in `inspect train`; with fewer it is not learned from scratch alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +34,7 @@ class FitData:
     held: tuple[str, ...]  # groups of val and test
     components: int  # of the rare class, 2 px or wider
     note: str  # what was decided for want of samples, "" where nothing was
+    from_generic: bool = False  # too few, so that it shall begin from the generic generator
 
 
 def fit_data(
@@ -47,14 +43,15 @@ def fit_data(
     *,
     alone: bool = False,
     begun: bool = False,
+    generic: bool = False,
     fewest: int = FEWEST,
     mm: PixelMm | None = None,
 ) -> FitData:
     """What a class is learned from: the train split of `labels`, with the other classes unless `alone`.
 
-    begun: the fit goes on from another generator. mm: of a px of image files, if known. UserError for an
-    unknown class, one without any component of 2 px, or one with fewer than `fewest` to learn it alone and
-    from scratch.
+    begun: the fit goes on from another generator. generic: it may begin from the generic one, which it shall
+    with fewer than `fewest` components. mm: of a px of image files, if known. UserError for an unknown class,
+    one without any component of 2 px, or one with fewer than `fewest` to learn it alone and from scratch.
     """
     value = class_value(labels.classes, defect_class, labels.root)
     data = labels if is_rolls(labels) else labels.of_split("train")
@@ -71,10 +68,13 @@ def fit_data(
     note = ""
     if counts[defect_class] < fewest:
         few = f"class {defect_class!r}: {counts[defect_class]} components, {fewest} are needed from scratch"
-        if len(classes) == 1 and not begun:
+        if len(classes) == 1 and not begun and not generic:
             raise UserError(f"{few}: leave --alone out, so that other classes help, or give --init", USAGE)
-        help_from = "the generator given" if begun else f"{len(classes) - 1} other classes"
-        note = f"{few}: learned with the help of {help_from}"
+        if generic and not begun:
+            note = f"{few}: begins from the generic generator that comes with the package"
+        else:
+            help_from = "the generator given" if begun else f"{len(classes) - 1} other classes"
+            note = f"{few}: learned with the help of {help_from}"
     return FitData(
         data,
         scenes,
@@ -83,6 +83,7 @@ def fit_data(
         tuple(held_groups(labels)),
         counts[defect_class],
         note,
+        generic and not begun and counts[defect_class] < fewest,
     )
 
 
@@ -92,12 +93,15 @@ def fit_generator(
     recipe: FitRecipe,
     *,
     backgrounds: Sequence[Scene] = (),
-    init: Generator | None = None,
+    init: Generator | Generic | None = None,
+    outlines: OutlineRecipe | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_outline: Callable[[int, dict[str, float]], None] | None = None,
     stop_after: int | None = None,
 ) -> Generator | None:
     """Fit a generator and put it into `folder`; None where `stop_after` ended it before its last step.
 
+    outlines: fit a mask GAN too, where the class has marks enough for one; None: the bank alone.
     The run lies in a hidden folder beside it until it is complete: checkpoint, curve, one sheet of samples
     per checkpoint. Interrupted, the same call goes on bit by bit. UserError where `folder` exists.
     """
@@ -161,30 +165,5 @@ def fit_generator(
     rare = [
         mark for mark in marks_of(found.scenes, found.data.classes) if mark.defect_class == found.defect_class
     ]
-    return save_generator(folder, run / STATE, rare, card, run)
-
-
-def draw_sheet(adversary: Adversary, sampler: PatchSampler, path: Path) -> None:
-    """A PNG of rows: pastes, two edits of each, their masks, real patches of the same classes."""
-    batches = [sampler.batch(SHEET_BATCH + i) for i in range(-(-SHEET_PATCHES // sampler.n))]
-    planes: list[Tensor] = [
-        torch.cat([getattr(batch, name) for batch in batches])[:SHEET_PATCHES]
-        for name in ("start", "mask", "real")
-    ]
-    start, mask, real = planes
-    classes = torch.cat([batch.classes for batch in batches])[:SHEET_PATCHES]
-    draws = torch.Generator().manual_seed(SHEET_BATCH)
-    edits = []
-    with torch.no_grad():
-        for _ in range(2):
-            noise = torch.randn(start.shape, generator=draws)
-            latent = torch.randn(len(start), LATENT, generator=draws)
-            inputs = (t.to(adversary.device) for t in (start, mask, noise, latent, classes))
-            edits.append(adversary.average(*inputs).cpu())
-    rows: list[NDArray[np.float32]] = [
-        np.hstack([np.pad(patch[0], 1) for patch in row.numpy()]) for row in (start, *edits, mask, real)
-    ]
-    sheet = np.round(np.vstack(rows) * 255).astype(np.uint8)
-    Image.fromarray(sheet).resize((2 * sheet.shape[1], 2 * sheet.shape[0]), Image.Resampling.NEAREST).save(
-        path
-    )
+    made, card["outlines"] = learn_outlines(rare, outlines or OutlineRecipe(steps=0), on_step=on_outline)
+    return save_generator(folder, run / STATE, rare, card, run, made)

@@ -93,7 +93,7 @@ class Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.last = nn.Conv2d(channels, channels, 3, padding=1)
-        _scaled(self.first, blocks**-0.25)
+        scaled(self.first, blocks**-0.25)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]  # it has one
 
@@ -145,8 +145,8 @@ class Editor(nn.Module):
         self.fine = nn.Conv2d(levels[0] + 3, 16, 3, padding=1)
         self.last = nn.Conv2d(16, 2, 3, padding=1)
         for conv in (*self.narrow, *self.widen, self.stem, self.fine):
-            _scaled(conv, 1.0)
-        _scaled(self.last, 0.1)
+            scaled(conv, 1.0)
+        scaled(self.last, 0.1)
         self.classes = classes
 
     def residual(self, start: Tensor, mask: Tensor, noise: Tensor, latent: Tensor, classes: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class Judge(nn.Module):
         self.plain = nn.Linear(LATENT, 1)
         self.by_class = nn.Embedding(classes, LATENT)
         for conv in (self.stem, *self.narrow, self.basis):
-            _scaled(conv, 1.0)
+            scaled(conv, 1.0)
         nn.init.normal_(self.by_class.weight, std=0.1)
 
     def forward(self, image: Tensor, mask: Tensor, classes: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class Judge(nn.Module):
         return logits  # type: ignore[no-any-return]
 
 
-def _scaled(conv: nn.Conv2d, gain: float) -> None:
+def scaled(conv: nn.Conv2d, gain: float) -> None:
     """He initialisation for leaky ReLU, times a gain; biases at zero."""
     nn.init.kaiming_normal_(conv.weight, a=0.2)
     with torch.no_grad():
@@ -241,3 +241,14 @@ def limited(start: Tensor, edited: Tensor, mask: Tensor, keep: float) -> Tensor:
     allowed = (1 - keep) * before.abs()
     share = torch.where(lost > allowed, allowed / lost.clamp(min=1e-12), torch.ones_like(lost))
     return start + share[:, None, None, None] * (edited - start)
+
+
+class one_thread:  # noqa: N801 (used like a function)
+    """One thread for torch within the block: sums in another order are other bits."""
+
+    def __enter__(self) -> None:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._threads)

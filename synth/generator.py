@@ -13,16 +13,18 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rollsight.inspect.checkpoints import CURVE, save_tensors
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labelled_folder import whole_folder
 from rollsight.synth.adversarial import read_state
 from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
-from rollsight.synth.gan import LATENT, Editor, Widths, contrast, limited
+from rollsight.synth.gan import LATENT, Editor, Widths, contrast, limited, one_thread
 from rollsight.synth.mask_bank import Mark, MaskBank
+from rollsight.synth.mask_gan import OutlineNet, Outlines
 from torch import Tensor
 
 WEIGHTS = "generator.safetensors"  # editor and discriminator: the latter is needed to fine-tune
 MARKS = "marks.safetensors"
+OUTLINES = "outlines.safetensors"  # the mask GAN's generator, where one was fitted
 CARD = "card.json"
 FITTING = "fitting"  # folder of a generator with what its fit was
 KEEP = 0.6  # of a paste's contrast that an edit keeps at least
@@ -41,6 +43,7 @@ class GeneratorCard(BaseModel):
     recipe: dict[str, Any]
     weights: str  # SHA-256
     marks: str  # SHA-256
+    outlines: dict[str, Any] = {}  # of the mask GAN: `weights` SHA-256 and figures, or `why` there is none
     fitted_on: dict[str, Any]  # `labels.describe` of the data, without its val and test
     held_groups: tuple[str, ...]  # of val and test: nothing may be made of them
     scenes: int  # that hold the class
@@ -62,9 +65,11 @@ class Generator:
 
     @property
     def hash(self) -> str:
-        """What decides its samples: weights, marks and recipe."""
-        told = json.dumps([self.card.weights, self.card.marks, self.card.recipe], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
+        """What decides its samples: weights, marks, recipe and, where there is one, the mask GAN."""
+        told = [self.card.weights, self.card.marks, self.card.recipe]
+        if self.bank.outlines is not None:
+            told.append(self.card.outlines["weights"])
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def edit(
         self, start: NDArray[np.float32], masks: Sequence[NDArray[np.bool_]], rng: np.random.Generator
@@ -105,17 +110,6 @@ def _each_limited(start: Tensor, edited: Tensor, masks: Sequence[NDArray[np.bool
     return out
 
 
-class one_thread:  # noqa: N801 (used like a function)
-    """One thread for torch within the block: sums in another order are other bits."""
-
-    def __enter__(self) -> None:
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._threads)
-
-
 def kept_contrast(start: NDArray[np.float32], made: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
     """Contrast of a mark after over before, 1 where it had none; 0 or below where it is gone or inverted."""
     planes = [
@@ -127,10 +121,16 @@ def kept_contrast(start: NDArray[np.float32], made: NDArray[np.float32], inside:
 
 
 def save_generator(
-    folder: Path, state: Path, marks: Sequence[Mark], card: dict[str, Any], run: Path | None = None
+    folder: Path,
+    state: Path,
+    marks: Sequence[Mark],
+    card: dict[str, Any],
+    run: Path | None = None,
+    outlines: Outlines | None = None,
 ) -> Generator:
     """Write the generator `folder` from a fit's state: all of it or nothing; UserError where it exists.
 
+    card: all that the files themselves do not decide.
     Of the fit's folder `run` the curve and the sheets of samples are kept as `fitting/`; it is then removed.
     """
     parts, _ = read_state(state)
@@ -138,31 +138,51 @@ def save_generator(
         weights = {f"{part}/{key}": t for part in ("average", "judge") for key, t in parts[part].items()}
         save_tensors(staging / WEIGHTS, weights, {})
         _save_marks(staging / MARKS, marks)
-        told = GeneratorCard(**card, weights=_sha(staging / WEIGHTS), marks=_sha(staging / MARKS))
+        if outlines is not None:
+            sides = json.dumps(outlines.sides)
+            net = {f"net/{key}": t for key, t in outlines.net.state_dict().items()}
+            save_tensors(staging / OUTLINES, net, {"sides": sides})
+            card = {**card, "outlines": {**card["outlines"], "weights": sha(staging / OUTLINES)}}
+        told = GeneratorCard(**card, weights=sha(staging / WEIGHTS), marks=sha(staging / MARKS))
         (staging / CARD).write_text(told.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if run is not None:
-            (staging / FITTING).mkdir()
-            for path in (*run.glob("*.png"), run / CURVE):
-                shutil.copyfile(path, staging / FITTING / path.name)
+            keep_fitting(run, staging)
     if run is not None:
         shutil.rmtree(run)
     return open_generator(folder)
+
+
+def keep_fitting(run: Path, folder: Path) -> None:
+    """Put the curve and the sheets of samples of a fit's folder into `fitting/` of another."""
+    (folder / FITTING).mkdir()
+    for path in (*run.glob("*.png"), run / CURVE):
+        shutil.copyfile(path, folder / FITTING / path.name)
 
 
 def open_generator(folder: Path) -> Generator:
     """The generator in a folder; UserError where it is none, damaged, or its files do not belong together."""
     if not (folder / CARD).is_file():
         raise UserError(f"{folder}: no generator: make one with `inspect synth fit`")
+    text = (folder / CARD).read_text(encoding="utf-8")
     try:
-        card = GeneratorCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
-        recipe = recipe_of(card)
+        if "trained_on" in json.loads(text):
+            raise UserError(
+                f"{folder}: a generic generator has no marks to make samples of: fit a class from it, "
+                f"`inspect synth fit CLASS --init {folder.name}`",
+                USAGE,
+            )
+        card = GeneratorCard.model_validate_json(text)
+        recipe = recipe_of(card.recipe)
         check_fit_recipe(recipe)
     except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{folder / CARD}: not the card of a generator: {str(error).splitlines()[0]}"
         ) from None
-    for name, known in ((WEIGHTS, card.weights), (MARKS, card.marks)):
-        if not (folder / name).is_file() or _sha(folder / name) != known:
+    files = [(WEIGHTS, card.weights), (MARKS, card.marks)]
+    if "weights" in card.outlines:
+        files.append((OUTLINES, str(card.outlines["weights"])))
+    for name, known in files:
+        if not (folder / name).is_file() or sha(folder / name) != known:
             raise UserError(
                 f"{folder / name}: missing or not the file its card names: fit the generator again"
             )
@@ -172,13 +192,15 @@ def open_generator(folder: Path) -> Generator:
         editor.load_state_dict(parts["average"])
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{folder / WEIGHTS}: not the weights of its card ({error})"[:200]) from None
-    return Generator(folder, card, editor.eval(), MaskBank(_read_marks(folder / MARKS), card.defect_class))
+    outlines = _read_outlines(folder / OUTLINES) if "weights" in card.outlines else None
+    bank = MaskBank(_read_marks(folder / MARKS), card.defect_class, outlines)
+    return Generator(folder, card, editor.eval(), bank)
 
 
-def recipe_of(card: GeneratorCard) -> FitRecipe:
-    """The recipe on a card, with tuples where JSON has lists."""
+def recipe_of(told: dict[str, Any]) -> FitRecipe:
+    """The recipe as a card has it, with tuples where JSON has lists."""
     fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in card.recipe.items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in told.items()
     }
     return FitRecipe(**fields)
 
@@ -229,5 +251,17 @@ def _read_marks(path: Path) -> list[Mark]:
         raise UserError(f"{path}: not the marks of a generator ({error!r})"[:200]) from None
 
 
-def _sha(path: Path) -> str:
+def _read_outlines(path: Path) -> Outlines:
+    parts, told = read_state(path)
+    net = OutlineNet()
+    try:
+        net.load_state_dict(parts["net"])
+        height, width = json.loads(told["sides"])
+        sides = ((float(height[0]), float(height[1])), (float(width[0]), float(width[1])))
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not the outlines of a generator ({error})"[:200]) from None
+    return Outlines(net, sides)
+
+
+def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,6 +14,7 @@ from rollsight.inspect.augment import RING
 from rollsight.inspect.defects import label_mask
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE
+from rollsight.synth.mask_gan import GRID, Ends, Outlines, in_box, on_grid
 from rollsight.synth.patches import PixelMm, Scene
 from scipy import ndimage
 
@@ -28,7 +29,11 @@ TILT = 0.06  # rad: limit of the turn
 BEND = 0.02  # of the length: how far the middle of a mark is moved sideways, at most
 WOBBLE_PX = 0.35  # of elastic displacement, correlated over 16 px
 BLEND_SHARE = 0.25  # of the marks that take up to half of their outline from another
-ALIKE = 0.35  # largest difference of the logarithms of `_shape` for that
+ALIKE = 0.35  # largest difference of the logarithms of `_shape` for that, and of a box's sides for the next
+OUTLINES = ("both", "bank", "gan")  # where outlines come from
+MADE_SHARE = 0.5  # of the marks that are drawn with a made outline, beside the bank's own
+MADE_TRIES = 8  # outlines looked at before a mark is drawn without
+WORN = 0.5  # IoU in its box that a made outline must have with that of the mark whose gray fills it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,14 @@ class Mark:
     source: str  # image it was cut from
     group: str
     origin: tuple[int, int]  # first line and column in that image
-    cut: tuple[bool, bool, bool, bool]  # whether the image's top, bottom, left, right border cut it off
+    cut: Ends  # whether the image's top, bottom, left, right border cut it off
     mm: PixelMm | None = None  # of a px along and across, where the labels say it
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Where in the window its px lie."""
+        ys, xs = np.nonzero(self.inside)
+        return slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,9 @@ class Deformation:
     wobble: int  # seed of the elastic displacement
     partner: int = -1  # mark of the bank whose outline is blended in, -1: none
     share: float = 0.0  # of that outline
+    outline: int = -1  # seed of an outline of the mask GAN that takes the place of the mark's own, -1: none
+    boxed_as: int = -1  # mark of the bank for whose box and ends that outline was made
+    refused: int = 0  # outlines refused before this one
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,9 +117,9 @@ def narrow(inside: Bools) -> bool:
 
 
 class MaskBank:
-    """The marks of one class, and the distribution of their sizes."""
+    """The marks of one class, the distribution of their sizes, and a mask GAN where one was fitted."""
 
-    def __init__(self, marks: Sequence[Mark], defect_class: str) -> None:
+    def __init__(self, marks: Sequence[Mark], defect_class: str, outlines: Outlines | None = None) -> None:
         """UserError where none of the marks is of that class."""
         self.marks = [mark for mark in marks if mark.defect_class == defect_class]
         self.defect_class = defect_class
@@ -118,14 +132,30 @@ class MaskBank:
         self.in_mm = all(mark.mm is not None for mark in self.marks)
         sides = [self._log_side(mark) for mark in self.marks]
         self.log_side = (float(np.mean(sides)), float(np.std(sides)))
+        self.outlines = outlines
+        insides = [mark.inside[mark.box] for mark in self.marks]
+        self._boxes = np.array([inside.shape for inside in insides])
+        self._grids = np.stack([on_grid(inside) >= 0.5 for inside in insides]) if outlines else None
 
     def _log_side(self, mark: Mark) -> float:
         along, across = mark.mm if self.in_mm and mark.mm is not None else (1.0, 1.0)
         return float(np.log(np.sqrt(mark.inside.sum() * along * across)))
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, Deformation]:
-        """A mark by number, and a deformation that brings it to a size of the class's own distribution."""
+    def draw(self, rng: np.random.Generator, outlines: str = "both") -> tuple[int, Deformation]:
+        """A mark by number, and a deformation that brings it to a size of the class's own distribution.
+
+        outlines: `bank` those of the marks, `gan` made ones, `both` some of each. A made one is drawn for the
+        box of one mark and worn by that one whose outline is most like it. Where none is, or MADE_TRIES were
+        refused, the deformation has none.
+        """
         number = int(rng.integers(len(self.marks)))
+        made: tuple[int, int, int] | None = None
+        if self.outlines and outlines != "bank" and (outlines == "gan" or rng.random() < MADE_SHARE):
+            boxed_as = number
+            for refused, seed in enumerate(rng.integers(2**31, size=MADE_TRIES).tolist()):
+                if (wearer := self._wearer(seed, boxed_as)) is not None:
+                    number, made = wearer, (seed, boxed_as, refused)
+                    break
         own = self._log_side(self.marks[number])
         wanted = rng.normal(*self.log_side)
         # Half way: a mark keeps some of its own size, or its texture would be magnified too far.
@@ -144,7 +174,9 @@ class MaskBank:
             float(rng.uniform(-BEND, BEND)),
             int(rng.integers(2**31)),
         )
-        if rng.random() < BLEND_SHARE and (alike := self._alike(number)):
+        if made:
+            how = replace(how, outline=made[0], boxed_as=made[1], refused=made[2])
+        elif rng.random() < BLEND_SHARE and (alike := self._alike(number)):
             partner = alike[int(rng.integers(len(alike)))]
             how = replace(how, partner=partner, share=float(rng.uniform(0.2, 0.5)))
         return number, how
@@ -165,9 +197,49 @@ class MaskBank:
     def deformed(self, number: int, how: Deformation) -> Mark:
         """The mark as the deformation makes it; its sizes are those of the new image."""
         mark = self.marks[number]
-        if how.partner >= 0:
+        if how.outline >= 0:
+            if (dressing := self._made(number, how.outline, how.boxed_as)) is None:
+                raise ValueError(f"outline {how.outline} does not fit mark {number}")
+            mark = dressing
+        elif how.partner >= 0:
             mark = _with_outline(mark, self.marks[how.partner], how.share)
         return deform(mark, how)
+
+    def _wearer(self, seed: int, boxed_as: int) -> int | None:
+        """The mark of the same ends and much the same box whose outline is most like a made one.
+
+        None where the made one is refused: empty, in pieces, under 2 px wide, or like that of no such mark.
+        """
+        assert self.outlines is not None and self._grids is not None
+        box = self._boxes[boxed_as]
+        cut = self.marks[boxed_as].cut
+        near = (np.abs(np.log(self._boxes / box)) < ALIKE).all(axis=1)
+        near &= [mark.cut == cut for mark in self.marks]
+        whole = in_box(self.outlines(seed, (int(box[0]), int(box[1])), cut), (GRID, GRID))
+        if whole is None:
+            return None
+        both, either = (op(self._grids, whole).sum(axis=(1, 2)) for op in (np.logical_and, np.logical_or))
+        likeness = np.where(near, both / either, -1.0)
+        wearer = int(likeness.argmax())
+        if likeness[wearer] < WORN or self._made(wearer, seed, boxed_as) is None:
+            return None
+        return wearer
+
+    def _made(self, number: int, seed: int, boxed_as: int) -> Mark | None:
+        """The mark in a made outline, None where that has no whole and wide enough place in its window."""
+        assert self.outlines is not None
+        mark, box = self.marks[number], self._boxes[boxed_as]
+        drawn = self.outlines(seed, (int(box[0]), int(box[1])), self.marks[boxed_as].cut)
+        height, width = self._boxes[number]
+        shape = in_box(drawn, (int(height), int(width)))
+        if shape is None:
+            return None
+        outline = np.zeros_like(mark.inside)
+        outline[mark.box] = shape
+        outline &= mark.own
+        if narrow(outline) or ndimage.label(outline, np.ones((3, 3)))[1] != 1:
+            return None
+        return dressed(mark, outline)
 
 
 def deform(mark: Mark, how: Deformation) -> Mark:

@@ -18,7 +18,9 @@ from rollsight.synth.compose import (
     ATTEMPTS,
     Order,
     Rejected,
+    check_outlines,
     counted,
+    draw,
     edit,
     key_of,
     lay,
@@ -29,7 +31,7 @@ from rollsight.synth.compose import (
 from rollsight.synth.gan import GATE_DILATE_PX, GATE_REACH_PX, RING_PX
 from rollsight.synth.generator import Generator
 from rollsight.synth.ground import Ground, read_ground
-from rollsight.synth.mask_bank import Bools, Deformation, narrow
+from rollsight.synth.mask_bank import Bools, Deformation, MaskBank, narrow
 from rollsight.synth.patches import mm_of, refuse_held
 from scipy import ndimage
 
@@ -75,6 +77,7 @@ class Field:
 def open_field(generator: Generator, roll: Roll, order: Order) -> Field:
     """UserError where defects of this generator cannot go into this roll."""
     check_one_mode(roll)
+    check_outlines(generator, order)
     if order.method == "gan" and generator.card.recipe["whole"]:
         raise UserError(
             f"generator {generator.card.name} makes whole patches: into a roll go those of an editor, or "
@@ -134,7 +137,7 @@ def remake_defect(
     # A damaged mill roll leaves one mark again and again, on one lane.
     periodic = density.kind == "periodic"
     same = np.random.default_rng(key_of(field.order.seed, "periodic")) if periodic else rng
-    which, how = draw_whole(generator, same)
+    which, how = draw_whole(generator.bank, field.order, same)
     across = float(same.random())
     mm = mm_of(roll)
     mark, zoom = sized(generator.bank, which, how, mm)
@@ -178,7 +181,7 @@ def remake_defect(
     if not ground.same_with(lines, columns, change / roll.white[0]):
         raise Rejected("not inspected")  # so dark, bright or wide that the line scan would give the place up
     crop = (slice(y0 - seen[0], y1 - seen[0]), slice(x0 - columns.start, x1 - columns.start))
-    told = tell(generator.bank, which, how, zoom, mm, place, inside) | contrasts
+    told = tell(generator, which, how, zoom, mm, place, inside) | contrasts
     told["place"] = [place[0] + seen[0], place[1] + columns.start]
     told["box"] = [x, y, x + width, y + height]
     told["contrast_kept"] = round(kept, 4)
@@ -196,18 +199,17 @@ def remake_defect(
     return NewDefect(y0, x0, change, inside, middle, provenance)
 
 
-def draw_whole(generator: Generator, rng: np.random.Generator) -> tuple[int, Deformation]:
+def draw_whole(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, Deformation]:
     """A mark and its deformation; one that no border of its scene cut off, where the class has such ones.
 
     What a border had cut would end on a roll where no border is.
     """
-    bank = generator.bank
-    drawn = bank.draw(rng)
+    drawn = draw(bank, order, rng)
     if any(not any(mark.cut) for mark in bank.marks):
         for _ in range(WHOLE_TRIES):
             if not any(bank.marks[drawn[0]].cut):
                 break
-            drawn = bank.draw(rng)
+            drawn = draw(bank, order, rng)
     return drawn
 
 

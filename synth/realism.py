@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, write_labels
-from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_labels
+from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_labels, read_gray
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import train
 from rollsight.synth.arms import net_logits
@@ -101,15 +101,15 @@ def check_set(
             raise UserError(f"{folder}: no image {line['image']} of its provenance: make the data again")
         image, mask = sample.read()
         judged.append(_judge(line, image[0], mask == value, nets, value))
-        crops += [crop_of(image[0], tuple(mark["box"])) for mark in line["marks"]]
+        crops += _made_crops(line, image[0])
     judged = _few_easy(judged)
     train_marks = [mark for mark in marks_of(scenes, labels.classes) if mark.defect_class == name]
-    held_scenes = _held_scenes(labels)
-    held_marks = [mark for mark in marks_of(held_scenes, labels.classes) if mark.defect_class == name]
+    of_val = held_scenes(labels)
+    held_marks = [mark for mark in marks_of(of_val, labels.classes) if mark.defect_class == name]
     sets = {
         "made": _some(crops, seed),
         "train": _some(_crops(train_marks, scenes), seed),
-        "held": _some(_crops(held_marks, held_scenes), seed),
+        "held": _some(_crops(held_marks, of_val), seed),
         "clean": _clean(scenes, seed),
     }
     return Check(judged, _figures(judged, sets), sets["made"], sets["held"])
@@ -207,7 +207,7 @@ def _sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
     return found
 
 
-def _held_scenes(labels: LabelledData) -> list[Scene]:
+def held_scenes(labels: LabelledData) -> list[Scene]:
     """The val split's scenes; none where there is no such split."""
     scenes: list[Scene] = []
     for sample in labels.samples:
@@ -235,6 +235,18 @@ def _clean(scenes: list[Scene], seed: int) -> list[Crop]:
         y, x = place.origins[rng.integers(len(place.origins))].tolist()
         crops.append(crop_of(place.scene.image, (x + 8, y + 8, x + CLEAN_PX - 8, y + CLEAN_PX - 8)))
     return _some(crops, seed)
+
+
+def made_crops(folder: Path) -> list[Crop]:
+    """The crops of all new defects of a synthetic folder."""
+    crops = []
+    for line in open_provenance(folder):
+        crops += _made_crops(line, read_gray(folder / line["image"]))
+    return crops
+
+
+def _made_crops(line: dict[str, Any], image: NDArray[np.float32]) -> list[Crop]:
+    return [crop_of(image, tuple(mark["box"])) for mark in line["marks"]]
 
 
 def _some(crops: list[Crop], seed: int) -> list[Crop]:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from rollsight.synth.adversarial import contrast_loss, penalty, relativistic
 from rollsight.synth.gan import Editor, Judge, Widths, contrast, gate, limited, ring
+from rollsight.synth.gan_losses import contrast_loss, penalty, relativistic
 from rollsight.synth.shaking import shake
 
 SMALL = Widths(editor=(8, 12), judge=(8, 12, 16))

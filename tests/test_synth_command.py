@@ -18,6 +18,7 @@ def fitted(few_scenes, tmp_path, capsys):
     inspect("synth", "fit", "scratch", "--labels", few_scenes, "--steps", 1, "--threads", 1, "--home", home)
     said = capsys.readouterr().err
     assert "3 components, 30 are needed from scratch: learned with the help of 1 other classes" in said
+    assert "3 marks, a mask GAN is fitted from 50 on: outlines of the bank only" in said
     return home
 
 
@@ -36,6 +37,9 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
     with pytest.raises(UserError, match=r"--only 9: .* has 0 to 2"):
         inspect("synth", "make", "scratch", "--only", 9, *options)
 
+    with pytest.raises(UserError, match=r"scratch has none, 3 marks .*: give --outlines bank or both"):
+        inspect("synth", "make", "scratch", "--only", 2, *options, "--outlines", "gan")
+
     inspect("synth", "check", made, "--labels", few_scenes, "--steps", 0, "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["samples"] == 3 and (tmp_path / "made.check.html").is_file()
@@ -47,6 +51,11 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
         (("fit", "dent"), "class 'dent' is not known: .* labels pit, scratch"),
         (("fit", "scratch", "--preset", "tpu"), "--preset tpu: it must be one of cpu-64, gpu-128, gpu-256"),
         (("fit", "scratch", "--init", "none"), "no generator: make one with `inspect synth fit`"),
+        (
+            ("fit", "scratch", "--init", "x", "--from-scratch"),
+            "--from-scratch and --init contradict each other",
+        ),
+        (("generic", "many", "--preset", "tpu"), "--preset tpu: it must be one of cpu-64, gpu-128, gpu-256"),
         (
             ("prove", "scratch", "--k", "9", "--out", "proof"),
             "3 train images hold scratch alone, 9",
@@ -66,6 +75,21 @@ def test_without_backgrounds_nothing_is_made(fitted, tmp_path):
     with pytest.raises(UserError, match=r"no backgrounds \(none given\): give --backgrounds"):
         inspect("synth", "make", "scratch", "--out", tmp_path / "made", "--home", fitted)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_generic_generator_is_fitted_begun_from_and_makes_nothing_itself(few_scenes, tmp_path, capsys):
+    home = tmp_path / "plant"
+    shared = ("--labels", few_scenes, "--home", home, "--threads", 1, "--steps", 1, "--json")
+
+    inspect("synth", "generic", "many", *shared, "--note", "No licence.")
+    told = json.loads(capsys.readouterr().out)
+    assert told["card"]["classes"] == ["pit", "scratch"] and told["card"]["notes"] == ["No licence."]
+    with pytest.raises(UserError, match="many is there already: choose another NAME"):
+        inspect("synth", "generic", "many", *shared)
+    inspect("synth", "fit", "scratch", *shared, "--init", "many")
+    assert json.loads(capsys.readouterr().out)["card"]["begun_from"] == told["hash"]
+    with pytest.raises(UserError, match="many: a generic generator has no marks"):
+        inspect("synth", "make", "many", "--out", tmp_path / "made", "--home", home)
 
 
 def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):

@@ -1,4 +1,4 @@
-"""`inspect synth fit`, `make`, `check` and `prove`."""
+"""`inspect synth fit`, `generic`, `make`, `check` and `prove`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,11 +24,24 @@ def fit(
     preset: Annotated[
         str, typer.Option(help="cpu-64, gpu-128 or gpu-256: patch, nets and steps.")
     ] = "cpu-64",
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps. Default: the preset's.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps. Default: the preset's, or 500 from the generic generator."),
+    ] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="Learn from this class only; others help by default.")
     ] = False,
-    init: Annotated[str | None, typer.Option(help="Generator to begin from, of the same preset.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Generator to begin from, of the same preset; default: the one in the package."),
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Do not begin from the generic one, however few there are.")
+    ] = False,
+    outline_steps: Annotated[
+        int,
+        typer.Option(min=0, help="Steps of the mask GAN, from 50 marks on; 0: the bank's outlines only."),
+    ] = 600,
     whole: Annotated[
         bool, typer.Option("--whole", help="A rival: make whole patches instead of editing clean steel.")
     ] = False,
@@ -54,26 +67,46 @@ def fit(
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
     from rollsight.synth.backgrounds import open_backgrounds
-    from rollsight.synth.fit_recipe import PRESETS
+    from rollsight.synth.fit_recipe import FINE_TUNING_STEPS, PRESETS
     from rollsight.synth.fitting import fit_data, fit_generator
-    from rollsight.synth.generator import open_generator
+    from rollsight.synth.generator import Generator
+    from rollsight.synth.generic import SHIPPED, Generic, open_generic, open_start, shipped, suits
+    from rollsight.synth.mask_gan import FEWEST, OutlineRecipe
     from rollsight.synth.patches import pixel_mm
 
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: it must be one of {', '.join(PRESETS)}", USAGE)
+    if init is not None and from_scratch:
+        raise UserError("--from-scratch and --init contradict each other: give one of them", USAGE)
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
     recipe = replace(PRESETS[preset], whole=whole, contrast_weight=contrast_weight, seed=seed)
-    if steps is not None:
-        recipe = replace(recipe, steps=steps)
     mm = pixel_mm(mm_per_px_x, mm_per_line)
-    found = fit_data(open_labels(labels), defect_class, alone=alone, begun=init is not None, mm=mm)
+    common = None if from_scratch else shipped()
+    begun: Generator | Generic | None = None
+    if init is not None:
+        begun = open_generic(SHIPPED) if init == "default" else open_start(plant.generator_path(init))
+    found = fit_data(
+        open_labels(labels),
+        defect_class,
+        alone=alone,
+        begun=begun is not None,
+        generic=common is not None and suits(common, recipe),
+        mm=mm,
+    )
     if found.note:
         console.note(found.note)
+    if outline_steps and found.components < FEWEST:
+        console.note(
+            f"{found.components} marks, a mask GAN is fitted from {FEWEST} on: outlines of the bank only"
+        )
+    if found.from_generic:
+        begun, recipe = common, replace(recipe, steps=FINE_TUNING_STEPS)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
     steel = (
         open_backgrounds(backgrounds, found.data.classes, found.held).clean_scenes() if backgrounds else []
     )
-    begun = None if init is None else open_generator(plant.generator_path(init))
     with console.count_progress(f"fit {name or defect_class}", "steps") as on_done:
 
         def tell(step: int, figures: dict[str, float]) -> None:
@@ -82,13 +115,20 @@ def fit(
                 names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
                 console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
 
+        def outlined(step: int, figures: dict[str, float]) -> None:
+            if step % 100 == 0 or step == outline_steps:
+                told = ", ".join(f"{n} {value:.3f}" for n, value in figures.items())
+                console.note(f"outlines, step {step} of {outline_steps}: {told}")
+
         generator = fit_generator(
             found,
             plant.generator_path(name or defect_class),
             recipe,
             backgrounds=steel,
             init=begun,
+            outlines=OutlineRecipe(steps=outline_steps, seed=seed),
             on_step=tell,
+            on_outline=outlined,
         )
     assert generator is not None  # it was not stopped
     card = generator.card
@@ -97,12 +137,89 @@ def fit(
         console.emit({"name": card.name, "path": str(generator.folder), "hash": generator.hash, "card": told})
         return
     rows = [(figure, value) for figure, value in card.fit.items()]
+    if "made" in card.outlines:
+        rows.append(("outlines refused, share", card.outlines["refused"]))
+        rows += [
+            (f"IoU with the nearest learned outline, {of}", card.outlines[of]["nearest"])
+            for of in ("made", "held")
+        ]
     console.show_table(
         f"{card.name}: {card.components} components in {card.scenes} scenes, {recipe.steps} steps",
         ("at the end", "value"),
         rows,
     )
     console.say(f"{generator.folder}: look at fitting/samples-*.png")
+
+
+@app.command()
+def generic(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new generic generator.")],
+    labels: Annotated[list[Path], typer.Option(help="Labelled data with many defects; may be repeated.")],
+    preset: Annotated[
+        str, typer.Option(help="cpu-64, gpu-128 or gpu-256: patch, nets and steps.")
+    ] = "cpu-64",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps. Default: the preset's.")] = None,
+    notes: Annotated[
+        list[str] | None, typer.Option("--note", help="A sentence for the card, such as a licence.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    threads: Threads = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a generator of all classes alike, without marks, for `inspect synth fit --init` to begin from.
+
+    Interrupted, the same command goes on, with the same bits in the end.
+    """
+    from dataclasses import replace
+
+    import torch
+    from rollsight.inspect.labels import open_labels
+    from rollsight.inspect.plant import open_plant
+    from rollsight.jobs import console
+    from rollsight.jobs.cluster import slots
+    from rollsight.synth.fit_recipe import PRESETS
+    from rollsight.synth.generic import fit_generic, generic_data, save_generic
+
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: it must be one of {', '.join(PRESETS)}", USAGE)
+    torch.set_num_threads(threads or slots())
+    recipe = replace(PRESETS[preset], seed=seed)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    folder = open_plant(home).generator_path(name)
+    if folder.exists():
+        raise UserError(f"{folder} is there already: choose another NAME", USAGE)
+    found = generic_data([open_labels(path) for path in labels], recipe.size_px)
+    for left_out, why in found.left_out.items():
+        console.note(f"class {left_out!r} is not learned: {why}")
+    run = folder.with_name(f".{name}.fit")
+    with console.count_progress(f"fit {name}", "steps") as on_done:
+
+        def tell(step: int, figures: dict[str, float]) -> None:
+            on_done(step, recipe.steps)
+            if step % recipe.checkpoint_every == 0:
+                names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
+                console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
+
+        adversary = fit_generic(found, run, recipe, on_step=tell)
+    made = save_generic(
+        folder, found, adversary, run, notes or (), on_class=lambda of: console.note(f"checked: {of}")
+    )
+    if as_json:
+        told = made.card.model_dump(mode="json")
+        console.emit({"name": made.card.name, "path": str(folder), "hash": made.hash, "card": told})
+        return
+    rows = [
+        (one["source"], one["class"], *(one[n]["mean"] for n in ("made", "paste", "floor", "ceiling")))
+        for one in made.card.checks
+    ]
+    console.show_table(
+        f"{name}: {len(made.card.classes)} classes, {recipe.steps} steps; KID to held-out defects",
+        ("data", "class", "made", "paste", "floor", "ceiling"),
+        [tuple("-" if value is None else value for value in row) for row in rows],
+    )
+    console.say(f"{folder}: look at fitting/samples-*.png")
 
 
 app.command()(make)

@@ -37,6 +37,10 @@ def make(
         Literal["gan", "paste", "poisson"],
         typer.Option(help="gan, or what it has to beat: a plain paste, or one by its gradients."),
     ] = "gan",
+    outlines: Annotated[
+        Literal["both", "bank", "gan"],
+        typer.Option(help="Outlines of labelled defects, of the mask GAN, or both where there is one."),
+    ] = "both",
     marks: Annotated[
         int | None, typer.Option(min=1, help="New defects on a sample, at most. Default: 2.")
     ] = None,
@@ -88,7 +92,7 @@ def make(
         raise UserError("-n with --per-m: take one of them", USAGE)
     plant = open_plant(home)
     made_by = open_generator(plant.generator_path(generator))
-    order = Order(seed, method, marks or MOST_MARKS, Density(place, lane, pitch_px))
+    order = Order(seed, method, marks or MOST_MARKS, Density(place, lane, pitch_px), outlines)
     if out is not None:
         steel = (backgrounds or [], mm)
         _make_folder(made_by, order, steel, n or DEFAULT_N, out, licence, only, as_json=as_json)
