@@ -186,15 +186,21 @@ def open_generator(folder: Path) -> Generator:
             raise UserError(
                 f"{folder / name}: missing or not the file its card names: fit the generator again"
             )
-    parts, _ = read_state(folder / WEIGHTS)
-    editor = Editor(len(card.classes), Widths(recipe.editor, recipe.judge), recipe.whole)
+    editor = read_editor(folder / WEIGHTS, len(card.classes), recipe)
+    outlines = _read_outlines(folder / OUTLINES) if "weights" in card.outlines else None
+    bank = MaskBank(_read_marks(folder / MARKS), card.defect_class, outlines)
+    return Generator(folder, card, editor, bank)
+
+
+def read_editor(path: Path, classes: int, recipe: FitRecipe) -> Editor:
+    """The averaged editor in a file of weights; UserError where it is damaged or not of that recipe."""
+    parts, _ = read_state(path)
+    editor = Editor(classes, Widths(recipe.editor, recipe.judge), recipe.whole)
     try:
         editor.load_state_dict(parts["average"])
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{folder / WEIGHTS}: not the weights of its card ({error})"[:200]) from None
-    outlines = _read_outlines(folder / OUTLINES) if "weights" in card.outlines else None
-    bank = MaskBank(_read_marks(folder / MARKS), card.defect_class, outlines)
-    return Generator(folder, card, editor.eval(), bank)
+        raise UserError(f"{path}: not the weights of its card ({error})"[:200]) from None
+    return editor.eval()
 
 
 def recipe_of(told: dict[str, Any]) -> FitRecipe:

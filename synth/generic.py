@@ -24,7 +24,7 @@ from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Order, make_data
 from rollsight.synth.features import Features, kid
 from rollsight.synth.fit_recipe import FitRecipe
-from rollsight.synth.gan import Editor, Widths
+from rollsight.synth.gan import Editor
 from rollsight.synth.generator import (
     CARD,
     WEIGHTS,
@@ -32,6 +32,7 @@ from rollsight.synth.generator import (
     GeneratorCard,
     keep_fitting,
     open_generator,
+    read_editor,
     recipe_json,
     recipe_of,
     sha,
@@ -217,12 +218,7 @@ def open_generic(folder: Path) -> Generic:
         raise UserError(
             f"{folder / WEIGHTS}: missing or not the file its card names: make it or install again"
         )
-    parts, _ = read_state(folder / WEIGHTS)
-    editor = Editor(len(card.classes), Widths(recipe.editor, recipe.judge), recipe.whole)
-    try:
-        editor.load_state_dict(parts["average"])
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{folder / WEIGHTS}: not the weights of its card ({error})"[:200]) from None
+    read_editor(folder / WEIGHTS, len(card.classes), recipe)  # which says what is wrong
     return Generic(folder, card)
 
 

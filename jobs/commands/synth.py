@@ -1,12 +1,16 @@
 """`inspect synth fit`, `generic`, `make`, `check` and `prove`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.jobs.commands.options import Home, Json, MmPerLine, MmPerPxX, Steel
 from rollsight.jobs.commands.synth_make import make
+
+if TYPE_CHECKING:
+    from rollsight.synth.fit_recipe import FitRecipe
 
 app = typer.Typer(help="Make labelled defects of a class that is too rare to learn.", no_args_is_help=True)
 
@@ -109,12 +113,6 @@ def fit(
     )
     with console.count_progress(f"fit {name or defect_class}", "steps") as on_done:
 
-        def tell(step: int, figures: dict[str, float]) -> None:
-            on_done(step, recipe.steps)
-            if step % recipe.checkpoint_every == 0:
-                names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
-                console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
-
         def outlined(step: int, figures: dict[str, float]) -> None:
             if step % 100 == 0 or step == outline_steps:
                 told = ", ".join(f"{n} {value:.3f}" for n, value in figures.items())
@@ -127,7 +125,7 @@ def fit(
             backgrounds=steel,
             init=begun,
             outlines=OutlineRecipe(steps=outline_steps, seed=seed),
-            on_step=tell,
+            on_step=_told(recipe, on_done),
             on_outline=outlined,
         )
     assert generator is not None  # it was not stopped
@@ -149,6 +147,21 @@ def fit(
         rows,
     )
     console.say(f"{generator.folder}: look at fitting/samples-*.png")
+
+
+def _told(
+    recipe: "FitRecipe", on_done: Callable[[int, int], None]
+) -> Callable[[int, dict[str, float]], None]:
+    """What a fit calls after each step: the bar goes on, and each checkpoint is a line."""
+    from rollsight.jobs import console
+
+    def tell(step: int, figures: dict[str, float]) -> None:
+        on_done(step, recipe.steps)
+        if step % recipe.checkpoint_every == 0:
+            names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
+            console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
+
+    return tell
 
 
 @app.command()
@@ -195,14 +208,7 @@ def generic(
         console.note(f"class {left_out!r} is not learned: {why}")
     run = folder.with_name(f".{name}.fit")
     with console.count_progress(f"fit {name}", "steps") as on_done:
-
-        def tell(step: int, figures: dict[str, float]) -> None:
-            on_done(step, recipe.steps)
-            if step % recipe.checkpoint_every == 0:
-                names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
-                console.note(f"step {step}: " + ", ".join(f"{n} {figures[n]:.3f}" for n in names))
-
-        adversary = fit_generic(found, run, recipe, on_step=tell)
+        adversary = fit_generic(found, run, recipe, on_step=_told(recipe, on_done))
     made = save_generic(
         folder, found, adversary, run, notes or (), on_class=lambda of: console.note(f"checked: {of}")
     )
