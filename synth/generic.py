@@ -327,7 +327,7 @@ def _readme(card: GenericCard) -> str:
     samples = max((check["samples"] for check in card.checks), default=0)
     lines += ["", "## How near its defects come to held-out ones", ""]
     lines += [
-        "KID x 1000 on features of EfficientNet-Lite0 over crops of val, as `inspect synth check` gives it, "
+        "KID on features of EfficientNet-Lite0 over crops of val, as `inspect synth check` gives it, "
         f"of {samples} samples of each class: mean ± spread over subsets, smaller is nearer. It is an alarm, "
         "no proof that they help. Floor: real ones of train; ceiling: clean steel; paste: the same marks "
         "without the net.",
@@ -336,7 +336,7 @@ def _readme(card: GenericCard) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for check in card.checks:
-        kids = " | ".join(_thousandths(check[name]) for name in ("made", "paste", "floor", "ceiling"))
+        kids = " | ".join(_told(check[name]) for name in ("made", "paste", "floor", "ceiling"))
         lines.append(f"| {check['source']} | {check['class']} | {kids} | {check['held']} |")
     unsaid = [n for n in card.classes if n not in {check["class"] for check in card.checks}]
     if unsaid:
@@ -346,6 +346,6 @@ def _readme(card: GenericCard) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _thousandths(kid: dict[str, float | None]) -> str:
+def _told(kid: dict[str, float | None]) -> str:
     mean, spread = kid["mean"], kid["spread"]
-    return "-" if mean is None or spread is None else f"{1000 * mean:.0f} ± {1000 * spread:.0f}"
+    return "-" if mean is None or spread is None else f"{mean:.1f} ± {spread:.1f}"

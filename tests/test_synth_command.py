@@ -17,7 +17,7 @@ def fitted(few_scenes, tmp_path, capsys):
     home = tmp_path / "plant"
     inspect("synth", "fit", "scratch", "--labels", few_scenes, "--steps", 1, "--threads", 1, "--home", home)
     said = capsys.readouterr().err
-    assert "3 components, 30 are needed from scratch: learned with the help of 1 other classes" in said
+    assert "3 components, 30 are needed from scratch: begins from the generic generator" in said
     assert "3 marks, a mask GAN is fitted from 50 on: outlines of the bank only" in said
     return home
 
