@@ -7,9 +7,12 @@ import torch
 import torch_pruning
 from numpy.typing import NDArray
 from rollsight.inspect.nets.attention import CellECA, SpatialAttention
+from rollsight.inspect.nets.encoders import SameConv
+from rollsight.inspect.nets.segmenter import Conv
 from rollsight.inspect.tiles import CELL
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch_pruning.utils import op_counter
 
 ROUND_TO = 8  # channels: what a vector instruction takes at once
 BATCH = 16  # windows of one estimate of the norms
@@ -55,5 +58,7 @@ def renew_norms(net: nn.Module, windows: NDArray[np.float32]) -> None:
 def multiplications(net: nn.Module) -> float:
     """Multiplications per pixel of a window, of the net as it is run: fused where it can be."""
     run = net.fused() if hasattr(net, "fused") else net  # type: ignore[operator]
+    # The library looks a module up by its very type, and would leave ours out.
+    op_counter.MODULES_MAPPING.update(dict.fromkeys((Conv, SameConv), op_counter.MODULES_MAPPING[nn.Conv2d]))
     macs, _ = torch_pruning.utils.count_ops_and_params(run, torch.rand(1, 1, CELL, CELL))
     return float(macs) / CELL**2

@@ -289,7 +289,8 @@ def test_the_figure_on_val_is_the_pooled_miou_of_the_averaged_net(tmp_path):
     """A net that finds class 1 at its place and half of class 2; a class the source lacks is no defect."""
     truth, found = np.zeros((40, 40), dtype=np.uint8), np.zeros((64, 64), dtype=np.int64)
     truth[:10, :10], truth[20:30, :10], truth[39, 39] = 1, 2, IGNORE
-    found[:10, :10], found[20:30, :5], found[35:, 35:], found[50:, 50:] = 1, 2, 3, 1
+    inner = found[12:52, 12:52]  # the image lies in the middle of a cell
+    inner[:10, :10], inner[20:30, :5], inner[35:, 35:], found[53:, 53:] = 1, 2, 3, 1
     held = read_held(
         [source(tmp_path / "a", ("pit", "dent"), (gray((40, 40)), truth))], ("pit", "dent", "rust")
     )
