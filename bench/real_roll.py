@@ -1,7 +1,8 @@
 """Claim: a roll made of real images is scanned as well as the single images are evaluated.
 
 The NEU test scenes (`neu_clean`, no scene in training) are laid out as one roll: a mosaic, not a real
-coil. Scenes stand at a pitch of 256 px, the gaps are filled by reflection, and only scene pixels count.
+coil. Scenes stand at a pitch of 256 px, in the middle of reflections that fill the gaps, as `evaluate` pads
+single images; only scene pixels count.
 `inspect ingest`, `inspect scan` and `inspect evaluate` are run as a user runs them.
 """
 
@@ -20,6 +21,7 @@ from rollsight.inspect.evaluate import FOREIGN
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
 from rollsight.inspect.plant import Plant
+from rollsight.inspect.tiles import cell_margins
 
 PITCH = 256  # px: a multiple of the cell
 COLUMNS = 9  # 171 scenes = 9 x 19
@@ -49,7 +51,7 @@ def main() -> None:
         for row in range(rows):
             strip = np.zeros((PITCH, PITCH * COLUMNS), dtype=np.uint8)
             for column, (image, mask) in enumerate(scenes[row * COLUMNS : (row + 1) * COLUMNS]):
-                pad = [(0, PITCH - side) for side in mask.shape]
+                pad = [cell_margins(side, PITCH) for side in mask.shape]
                 scene = np.pad(np.round(image[0] * 255).astype(np.uint8), pad, mode="reflect")
                 strip[:, column * PITCH : (column + 1) * PITCH] = scene
             Image.fromarray(strip).save(strips / f"strip{row:03d}.png")
@@ -69,10 +71,10 @@ def main() -> None:
                 to_data[index] = data.classes.index(name) + 1
         tally = Tally(data.classes)
         for number, ((_, truth), sample) in enumerate(zip(scenes, data.samples, strict=True)):
-            y, x = number // COLUMNS * PITCH, number % COLUMNS * PITCH
-            found = roll.read_label(str(scan["run_id"]), y, y + PITCH)[
-                : truth.shape[0], x : x + truth.shape[1]
-            ]
+            height, width = truth.shape
+            y = number // COLUMNS * PITCH + cell_margins(height, PITCH)[0]
+            x = number % COLUMNS * PITCH + cell_margins(width, PITCH)[0]
+            found = roll.read_label(str(scan["run_id"]), y, y + height)[:, x : x + width]
             tally.add(truth, to_data[found], to_data[found], sample.group)
     report, intervals = tally.report(), tally.intervals()
     pixel = images["pixel"]
