@@ -51,9 +51,8 @@ def mean_iou(net: nn.Module, held: Sequence[Held], mixed: Callable[[], AbstractC
         counts = np.zeros((classes, classes), dtype=np.int64)
         for image, truth in zip(source.images, source.truths, strict=True):
             x = torch.from_numpy(image).float()[None].to(device, memory_format=torch.channels_last)
-            rows, columns = (
-                slice(cell_margins(size)[0], cell_margins(size)[0] + size) for size in truth.shape
-            )
+            (top, _), (left, _) = (cell_margins(size) for size in truth.shape)
+            rows, columns = slice(top, top + truth.shape[0]), slice(left, left + truth.shape[1])
             with torch.inference_mode(), mixed():
                 found = net(x)[0].argmax(dim=0).cpu().numpy()[rows, columns]
             counted = truth != IGNORE

@@ -107,12 +107,7 @@ def folder_card(folder: Path, card: dict[str, Any], classes: Sequence[str]) -> d
         _pictures("images", "image-files", "Gray images."),
         _pictures("masks", "mask-files", "One mask per image, of the same name."),
         _table("samples", "manifest.csv", "One line per sample.", manifest),
-        _table(
-            "provenance",
-            PROVENANCE,
-            "How each sample was made.",
-            {"image": (TEXT, "Its image file."), **OF_PROVENANCE},
-        ),
+        _provenance("How each sample was made.", "image", "Its image file."),
         _classes(classes),
     ]
     return _whole(card, f"{card['samples']} gray images with masks", files, records)
@@ -135,12 +130,7 @@ def roll_card(folder: Path, card: dict[str, Any], classes: Sequence[str]) -> dic
     }
     records = [
         _table("truth", "truth.parquet", "Every defect that is known, new ones and those before.", truth),
-        _table(
-            "provenance",
-            PROVENANCE,
-            "How each new defect was made.",
-            {"roll": (TEXT, "The roll it was made for."), **OF_PROVENANCE},
-        ),
+        _provenance("How each new defect was made.", "roll", "The roll it was made for."),
         _classes(classes),
     ]
     told = (
@@ -256,14 +246,19 @@ def _table(name: str, file: str, what: str, columns: dict[str, tuple[str, str]])
     }
 
 
-def _field(of: str, name: str, kind: str, what: str, source: dict[str, Any]) -> dict[str, Any]:
+def _provenance(what: str, of: str, told: str) -> dict[str, Any]:
+    """The record set of provenance.jsonl; of: the column that says which image or roll a line is of."""
+    return _table("provenance", PROVENANCE, what, {of: (TEXT, told), **OF_PROVENANCE})
+
+
+def _field(of: str, name: str, kind: str, what: str, source: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "@type": "cr:Field",
         "@id": f"{of}/{name}",
         "name": name,
         "description": what,
         "dataType": kind,
-        "source": source,
+        **({"source": source} if source else {}),
         **({"repeated": True} if name.startswith(REPEATED) else {}),
     }
 
@@ -277,16 +272,7 @@ def _classes(classes: Sequence[str]) -> dict[str, Any]:
         "name": "classes",
         "description": "What the mask values mean, beside 0 background and 255 unknown.",
         "key": {"@id": "classes/value"},
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": f"classes/{name}",
-                "name": name,
-                "description": what,
-                "dataType": kind,
-            }
-            for name, (kind, what) in fields.items()
-        ],
+        "field": [_field("classes", name, kind, what) for name, (kind, what) in fields.items()],
         "data": [
             {"classes/value": value, "classes/name": name} for value, name in enumerate(classes, start=1)
         ],

@@ -198,7 +198,8 @@ class MaskBank:
         """The mark as the deformation makes it; its sizes are those of the new image."""
         mark = self.marks[number]
         if how.outline >= 0:
-            if (dressing := self._made(number, how.outline, how.boxed_as)) is None:
+            drawn = self._drawn(how.outline, how.boxed_as)
+            if (dressing := self._made(number, drawn)) is None:
                 raise ValueError(f"outline {how.outline} does not fit mark {number}")
             mark = dressing
         elif how.partner >= 0:
@@ -210,26 +211,30 @@ class MaskBank:
 
         None where the made one is refused: empty, in pieces, under 2 px wide, or like that of no such mark.
         """
-        assert self.outlines is not None and self._grids is not None
-        box = self._boxes[boxed_as]
+        assert self._grids is not None
         cut = self.marks[boxed_as].cut
-        near = (np.abs(np.log(self._boxes / box)) < ALIKE).all(axis=1)
+        near = (np.abs(np.log(self._boxes / self._boxes[boxed_as])) < ALIKE).all(axis=1)
         near &= [mark.cut == cut for mark in self.marks]
-        whole = in_box(self.outlines(seed, (int(box[0]), int(box[1])), cut), (GRID, GRID))
+        drawn = self._drawn(seed, boxed_as)
+        whole = in_box(drawn, (GRID, GRID))
         if whole is None:
             return None
         both, either = (op(self._grids, whole).sum(axis=(1, 2)) for op in (np.logical_and, np.logical_or))
         likeness = np.where(near, both / either, -1.0)
         wearer = int(likeness.argmax())
-        if likeness[wearer] < WORN or self._made(wearer, seed, boxed_as) is None:
+        if likeness[wearer] < WORN or self._made(wearer, drawn) is None:
             return None
         return wearer
 
-    def _made(self, number: int, seed: int, boxed_as: int) -> Mark | None:
-        """The mark in a made outline, None where that has no whole and wide enough place in its window."""
+    def _drawn(self, seed: int, boxed_as: int) -> Plane:
+        """The outline of a seed for the box and the ends of a mark, on the grid."""
         assert self.outlines is not None
-        mark, box = self.marks[number], self._boxes[boxed_as]
-        drawn = self.outlines(seed, (int(box[0]), int(box[1])), self.marks[boxed_as].cut)
+        height, width = self._boxes[boxed_as]
+        return self.outlines(seed, (int(height), int(width)), self.marks[boxed_as].cut)
+
+    def _made(self, number: int, drawn: Plane) -> Mark | None:
+        """The mark in an outline of the grid; None where its window has no whole and wide place for it."""
+        mark = self.marks[number]
         height, width = self._boxes[number]
         shape = in_box(drawn, (int(height), int(width)))
         if shape is None:
