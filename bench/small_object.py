@@ -6,7 +6,7 @@
 F1 by match H of tiny and small defects on the test split, at thresholds from val and one budget of false
 alarms, of the net `fast` in arms that differ in one thing from `plain` (no attention, cross-entropy and
 Dice). `effect` is relative to plain, 0.12 is the claim; `shown` where its interval over seeds and groups
-holds no 0; `claim` where it lies above 0.12 as a whole.
+holds no 0; `claim` where it lies above 0.12 as a whole. Where plain finds nothing there is no share of it.
 """
 
 from _counts import counts_of, difference, figures_of, mean_figure
@@ -37,7 +37,7 @@ def main() -> None:
                 "fa_per_mpx": mean_figure(runs, alarms_per_mpx),
                 "miou": mean_figure(runs, mean_iou),
             }
-            if arm != "plain":
+            if arm != "plain" and mean_figure(counts["plain"], tiny_small_f1) > 0:
                 effect, low, high = difference(counts["plain"], runs, tiny_small_f1, relative=True)
                 row |= {"effect": effect, "low": low, "high": high}
                 row |= {"shown": low > 0 or high < 0, "claim": low > CLAIM}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT = Path(__file__).parent / "default_model"
+SHIPPED = {"default": DEFAULT, "fast": Path(__file__).parent / "fast_model"}  # what the package brings
 WEIGHTS, GRAPH, CARD, README = "weights.safetensors", "model.onnx", "card.json", "README.md"
 MAX_CARD_BYTES = 4 << 20
 MAX_WEIGHT_BYTES = 1 << 30
@@ -126,19 +127,19 @@ class Model:
 
 
 def open_model(name: str, models: Path) -> Model:
-    """The model `name`: `default` is the promoted or shipped one, else a folder under `models`, else a path.
+    """The model `name`: `default` is the promoted or shipped one, else a folder under `models`, a shipped
+    model, or a path.
 
     Raises UserError where there is none, or where weights or card are damaged; 78 where the promoted model is
     gone or no longer the one that was promoted.
     """
     if name == "default" and (step := read_pointer(models).now) is not None and step.model is not None:
         return _promoted(step, models)
-    places = [DEFAULT] if name == "default" else [models / name, Path(name)]
+    places = [DEFAULT] if name == "default" else [models / name, SHIPPED.get(name, Path(name))]
     folder = next((place for place in places if (place / CARD).is_file()), None)
     if folder is None:
-        known = sorted(path.parent.name for path in models.glob(f"*/{CARD}"))
         raise UserError(
-            f"no model {name!r}: there are {', '.join(['default', *known])}, or give a model's folder"
+            f"no model {name!r}: there are {', '.join(model_names(models))}, or give a model's folder"
         )
     card = _read_card(folder / CARD)
     for file, expected in (
@@ -154,6 +155,12 @@ def open_model(name: str, models: Path) -> Model:
                 f"{path}: missing or not the file that {CARD} names: fetch or train the model again"
             )
     return Model(folder, card)
+
+
+def model_names(models: Path) -> list[str]:
+    """Every model that can be named: those shipped first, then those of the plant by name."""
+    own = {path.parent.name for path in models.glob(f"[!.]*/{CARD}")}
+    return [*SHIPPED, *sorted(own - set(SHIPPED))]
 
 
 def decides(card: Card) -> str:

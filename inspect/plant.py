@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
-from rollsight.inspect.models import Model, open_model
+from rollsight.inspect.models import SHIPPED, Model, open_model
 from rollsight.inspect.rolls import Roll, check_roll_id, open_roll, roll_path
 from rollsight.inspect.strips import is_plain_name
 
@@ -60,7 +60,7 @@ class Plant:
     def check_new_model(self, name: str) -> None:
         """Raise UserError where no model of that name can be put into the plant."""
         check_roll_id(name)  # model names keep to the same letters
-        if name == "default" or (self.models / name).exists():
+        if name in SHIPPED or (self.models / name).exists():
             raise UserError(f"model {name!r} exists: choose another name", USAGE)
 
     def model(self, name: str) -> Model:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollsight.inspect.errors import UserError
-from rollsight.inspect.models import Model
+from rollsight.inspect.models import Model, model_names
 from rollsight.inspect.roll_state import last_written
 from rollsight.jobs.ledger.bands import receipts_in, record_bands
 from rollsight.jobs.ledger.claims import is_gone
@@ -164,8 +164,7 @@ def _adopt(site: Site, folder: Path, row: Run | None) -> bool:
 
 def _model_name(site: Site, model_hash: str) -> str:
     """The name of the model with this hash; the hash itself where the plant has it no more."""
-    names = ["default", *sorted(path.parent.name for path in site.plant.models.glob("*/card.json"))]
-    for name in names:
+    for name in model_names(site.plant.models):
         try:
             model: Model = site.plant.model(name)
         except UserError:

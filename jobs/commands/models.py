@@ -18,14 +18,13 @@ def models(context: typer.Context, home: Home = None, as_json: Json = False) -> 
     if context.invoked_subcommand is not None:
         context.obj = home  # `inspect models --home DIR promote X` means the same plant
         return
-    from rollsight.inspect.models import CARD
+    from rollsight.inspect.models import model_names
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
 
     plant = open_plant(home)
-    names = ["default", *sorted(path.parent.name for path in plant.models.glob(f"[!.]*/{CARD}"))]
     found = []
-    for name in names:
+    for name in model_names(plant.models):
         try:
             found.append((name, plant.model(name)))
         except UserError as fault:
