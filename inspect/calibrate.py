@@ -74,8 +74,9 @@ def fit_thresholds(
     and small ones); then with the highest recall of all; then with the fewest alarms. Alarms are counted on
     the clean images, or on all where none is clean. Without a budget that on the card is kept; where there
     is none either, no more alarms are allowed than the present thresholds give, and no limit is promised. A
-    class that the data does not label keeps its threshold; one that it labels but never shows gets a quantile
-    of the largest probability per image.
+    class that the data does not label keeps its threshold; one that it labels but never shows takes none of
+    the budget: it gets the lowest threshold that gives no alarm, and at least a quantile of the largest
+    probability per image, which is its threshold where there is no budget.
 
     Raises UserError for a budget that the area is too small to show, or that no threshold keeps.
     """
@@ -98,10 +99,11 @@ def fit_thresholds(
             sweep.add(truth, _probability(logits, model, data, present, temperature))
         if not sweep.alarm_mpx:
             raise UserError(f"{data.root}: every px is marked as ignored: nothing can be fitted on it")
-        present |= {name: THRESHOLDS[i] for name, i in _never_shown(sweep, model.card.classes).items()}
+        given = _never_shown(sweep, model.card.classes, budget is not None)
+        present |= {name: THRESHOLDS[i] for name, i in given.items()}
         tally = _counted(kept, model, data, present, temperature)
         allowed = _alarms(tally) if budget is None else _allowed(budget, sweep, data)
-        thresholds, tally = _search(kept, model, data, sweep, (present, tally), allowed, temperature)
+        thresholds, tally = _search(kept, model, data, sweep, given, (present, tally), allowed, temperature)
     upper = float(special.gammaincinv(_alarms(tally) + 1, CERTAIN)) / sweep.alarm_mpx
     return Fitted(
         thresholds,
@@ -182,6 +184,7 @@ def _search(
     model: Model,
     data: LabelledData,
     sweep: Sweep,
+    given: dict[str, int],
     present: tuple[dict[str, float], Tally],
     allowed: int,
     temperature: float,
@@ -193,7 +196,7 @@ def _search(
     """
     best = present if _alarms(present[1]) <= allowed else None
     limit, left, tried = allowed, ROUNDS, set()
-    while left and (index := choose(sweep, limit, model.card.classes)) is not None:
+    while left and (index := choose(sweep, limit, model.card.classes, given)) is not None:
         thresholds = {name: THRESHOLDS[index[name]] if name in index else t for name, t in present[0].items()}
         tally = _counted(kept, model, data, thresholds, temperature)
         used = _alarms(tally)
@@ -255,17 +258,18 @@ def _unit(data: LabelledData) -> tuple[float, str]:
     return (1.0, "Mpx") if scale is None else (scale, "m2")
 
 
-def choose(sweep: Sweep, allowed: int, known: Sequence[str]) -> dict[str, int] | None:
+def choose(
+    sweep: Sweep, allowed: int, known: Sequence[str], given: Mapping[str, int]
+) -> dict[str, int] | None:
     """The best threshold of each class, as an index into THRESHOLDS, with at most `allowed` alarms in all.
 
-    Exact: each class takes one of its T thresholds, a multiple-choice knapsack over the alarms. None where
-    no combination keeps to `allowed`.
+    Exact: each class takes one of its T thresholds, a multiple-choice knapsack over the alarms; those of
+    `given` keep theirs. None where no combination keeps to `allowed`.
     """
     if allowed < 0:
         return None
     alarms = sweep.alarms()
     value = _recall(sweep.found, sweep.truth) - 1e-10 * alarms / (1 + alarms.max())
-    given = _never_shown(sweep, known)
     names = [name for name in sweep.classes if name in known]
     best = np.zeros(allowed + 1)  # sum of value, by alarms spent at most
     taken = []
@@ -290,14 +294,16 @@ def choose(sweep: Sweep, allowed: int, known: Sequence[str]) -> dict[str, int] |
     return chosen
 
 
-def _never_shown(sweep: Sweep, known: Sequence[str]) -> dict[str, int]:
+def _never_shown(sweep: Sweep, known: Sequence[str], budgeted: bool) -> dict[str, int]:
     """Index of the threshold of each class that the data labels but never shows."""
-    quiet = sweep.quiet(QUIET)
-    return {
-        name: int(np.searchsorted(THRESHOLDS[:-1], quiet[c]))
-        for c, name in enumerate(sweep.classes)
-        if name in known and not sweep.truth[c].any()
-    }
+    quiet, alarms = sweep.quiet(QUIET), sweep.alarms()
+    given = {}
+    for c, name in enumerate(sweep.classes):
+        if name in known and not sweep.truth[c].any():
+            index = int(np.searchsorted(THRESHOLDS[:-1], quiet[c]))
+            # An alarm spent on it finds nothing that could be counted, and is one less for the others.
+            given[name] = index + int(np.argmin(alarms[index:, c])) if budgeted else index
+    return given
 
 
 def _same_margins(model: Model, temperature: float) -> dict[str, float]:
@@ -331,9 +337,10 @@ def _basis(
         if sweep.clean
         else "None of the images is clean, so they were counted beside the defects: clean strip may differ.",
     ]
-    if unshown := _never_shown(sweep, model.card.classes):
+    if unshown := _never_shown(sweep, model.card.classes, budget is not None):
+        below = f"{QUIET:.0%} of the" if budget is None else "all"
         lines.append(
-            f"No defect of {', '.join(unshown)} is in it: there the threshold is what {QUIET:.0%} of the "
+            f"No defect of {', '.join(unshown)} is in it: there the threshold is what {below} "
             f"{'clean images' if sweep.clean else 'images'} stay below, and nothing says what it finds."
         )
     if unlabelled := [name for name in model.card.classes if name not in data.classes]:

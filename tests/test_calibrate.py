@@ -161,12 +161,20 @@ def test_the_budget_on_the_card_is_kept(spots):
 
 def test_a_class_without_a_defect_gets_what_clean_images_stay_below_and_the_basis_says_so(spots):
     model = model_of("pit", "scratch")
-    fitted = fit_thresholds(model, gray_engine, spots, budget_per_mpx=60.0)
+    fitted = fit_thresholds(model, gray_engine, spots, budget_per_mpx=None)
     # gray 120 of 255 is 0.47: a logit of 0.47 - 1 above the background, before the temperature
     surest = special.expit((0.5 - 120 / 255) * 8 / fitted.temperature - 1 / fitted.temperature)
     assert fitted.thresholds["scratch"] == min(t for t in THRESHOLDS if t >= 0.9 * surest)
     assert "No defect of scratch is in it" in fitted.basis
     assert "99% of the clean images stay below" in fitted.basis
+
+
+def test_a_class_without_a_defect_takes_none_of_the_budget(spots):
+    """Its alarms would be fewer for the classes that have something to find."""
+    fitted = fit_thresholds(model_of("pit", "scratch"), gray_engine, spots, budget_per_mpx=60.0)
+    surest = special.expit((0.5 - 120 / 255) * 8 / fitted.temperature - 1 / fitted.temperature)
+    assert fitted.thresholds["scratch"] == min(t for t in THRESHOLDS if t > surest)
+    assert "what all clean images stay below" in fitted.basis
 
 
 def test_a_class_that_the_data_does_not_label_keeps_its_margin(spots):
@@ -224,7 +232,7 @@ def test_the_choice_is_the_best_of_all_combinations(seed, allowed):
         return (round(recall, 9), -alarms) if alarms <= allowed else (-1, 0)
 
     best = max(worth(i, j) for i, j in itertools.product(range(t), repeat=2))
-    chosen = choose(sweep, allowed, ("a", "b"))
+    chosen = choose(sweep, allowed, ("a", "b"), {})
     if best == (-1, 0):
         assert chosen is None
     else:
