@@ -1,9 +1,9 @@
 """Claim: how much of the fully supervised mIoU image labels give, and image labels with a tenth of the masks.
 
-Four trainings of the same net by the same recipe on the train scenes of `neu_clean`: all masks; image labels
-alone; image labels and a tenth of the masks; that tenth alone. The pooling's sharpness is chosen on val, by
-the pseudo-masks it gives there; test is looked at once for each net. What is done is kept in --work, so the
-same command goes on where it stopped.
+Four trainings of the net `fast` by the recipe of the claim's arms (bench/trainings.py) on the train scenes of
+`neu_clean`: all masks, which is their arm `plain`; image labels alone; image labels and a tenth of the masks;
+that tenth alone. The pooling's sharpness is chosen on val, by the pseudo-masks it gives there; test is looked
+at once for each net. What is done is kept in --work, so the same command goes on where it stopped.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from report import write_result
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import IGNORE, LabelledData, open_labels
 from rollsight.inspect.metrics import Tally
-from rollsight.inspect.train import Recipe, train
+from rollsight.inspect.train import train
 from rollsight.inspect.weak import WeakData, learn, open_weak, pseudo_mask, write_pseudo
 from torch import nn
+from trainings import ARM_STEPS, Training, done, queue
 
 ARMS = ("all_masks", "image_labels", "labels_and_tenth", "tenth_alone")
 SHARPNESS = (1.0, 4.0)
@@ -35,16 +36,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=data)
     parser.add_argument("--work", type=Path, default=Path("build/weak"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1200, help="of a segmenter's training")
-    parser.add_argument("--weak-steps", type=int, default=900, help="of the net that makes the pseudo-masks")
+    parser.add_argument("--weak-steps", type=int, default=600, help="of the net that makes the pseudo-masks")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--images", type=int, default=0, help="of each split, to try it quickly; 0: all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    root: Path = options.work / f"{options.steps}-{options.weak_steps}-{options.images or 'all'}"
+    root: Path = options.work / str(options.weak_steps)
     root.mkdir(parents=True, exist_ok=True)
-    whole = limited(open_weak(options.data), options.images)
-    held = {split: labelled(options.data, split, options.images) for split in ("train", "val", "test")}
+    whole = open_weak(options.data)
+    held = {split: open_labels(options.data).of_split(split) for split in ("train", "val", "test")}
 
     sharpness = {}
     chosen = {}
@@ -68,6 +67,8 @@ def main() -> None:
         for arm in ARMS:
 
             def judge(arm: str = arm, seed: int = seed) -> dict[str, float]:
+                if arm == "all_masks":
+                    return with_all_masks(seed)
                 net = segmenter(arm, seed, whole, held["train"], root, options, chosen.get(arm, 1.0))
                 return {
                     "val": of_net(net, held["val"]),
@@ -88,12 +89,12 @@ def main() -> None:
             "share_by_seed": (test / full).tolist(),
         }
     write_result(
-        "weak" if not options.images else "weak_trial",
+        "weak",
         {
             "data": "neu_clean",
             "images": {split: len(source.samples) for split, source in held.items()},
             "masks_of_a_tenth": -(-len(held["train"].samples) // TENTH),
-            "steps": options.steps,
+            "steps": ARM_STEPS,
             "weak_steps": options.weak_steps,
             "seeds": options.seeds,
             "sharpness": {arm: {**told, "chosen": chosen[arm]} for arm, told in sharpness.items()},
@@ -126,20 +127,6 @@ def with_masks(data: WeakData, every: int, seed: int) -> WeakData:
     return WeakData(data.root, data.classes, tuple(samples))
 
 
-def limited(data: WeakData, images: int) -> WeakData:
-    if not images:
-        return data
-    splits = [data.of_split(split).samples for split in ("train", "val", "test")]
-    samples = [sample for found in splits for sample in found[:: -(-len(found) // images)]]
-    return WeakData(data.root, data.classes, tuple(samples))
-
-
-def labelled(root: Path, split: str, images: int) -> LabelledData:
-    data = open_labels(root).of_split(split)
-    step = -(-len(data.samples) // images) if images else 1
-    return LabelledData(data.root, data.classes, data.samples[::step])
-
-
 def taught(data: WeakData, root: Path, arm: str, seed: int, sharpness: float, steps: int) -> nn.Module:
     """The net of the first stage; its checkpoint is its result, so asked again it is read."""
     run = root / f"learned-{arm}-{sharpness:g}-{seed}"
@@ -167,13 +154,13 @@ def segmenter(
     options: argparse.Namespace,
     sharpness: float,
 ) -> nn.Module:
-    """The net of an arm, trained by the default recipe on what the arm may see."""
+    """The net of an arm, trained by the recipe of `all_masks` on what the arm may see."""
     data = with_masks(whole, 0 if arm == "image_labels" else TENTH, seed)
     left = {sample.image for sample in data.of_split("train").samples if sample.mask is not None}
-    sources: Sequence[LabelledData] = [masks]
+    sources: Sequence[LabelledData]
     if arm == "tenth_alone":
         sources = [only(masks, left)]
-    elif arm != "all_masks":
+    else:
         net = taught(data, root, arm, seed, sharpness, options.weak_steps)
         out = root / f"masks-{arm}-{seed}"
         if not out.is_dir():
@@ -181,11 +168,24 @@ def segmenter(
         sources = [open_labels(out).of_split("train")]
         if left:  # real masks are a tenth of the images and half of each batch
             sources = [*sources, only(masks, left)]
-    recipe = Recipe(steps=options.steps, seed=seed, fewest=0)
-    net = train(sources, root / f"trained-{arm}-{seed}", recipe)
-    if arm in ("image_labels", "labels_and_tenth"):
+    net = train(sources, root / f"trained-{arm}-{seed}", plain(seed).recipe)
+    if arm != "tenth_alone":
         shutil.rmtree(root / f"masks-{arm}-{seed}")
     return net
+
+
+def plain(seed: int) -> Training:
+    """The training of the claim's arm `plain`."""
+    [found] = [one for one in queue() if one.name == f"neu_clean-arm-plain-{seed}"]
+    return found
+
+
+def with_all_masks(seed: int) -> dict[str, float]:
+    """mIoU with all masks: the arm `plain`."""
+    figures = done(plain(seed))
+    if figures is None:
+        raise SystemExit(f"{plain(seed).name} has not been trained: python bench/trainings.py does so")
+    return {"val": figures["val_miou"], "test": figures["miou"]}
 
 
 def only(data: LabelledData, images: set[Path]) -> LabelledData:
