@@ -3,7 +3,8 @@
 Four trainings of the net `fast` by the recipe of the claim's arms (bench/trainings.py) on the train scenes of
 `neu_clean`: all masks, which is their arm `plain`; image labels alone; image labels and a tenth of the masks;
 that tenth alone. The pooling's sharpness is chosen on val, by the pseudo-masks it gives there; test is looked
-at once for each net. What is done is kept in --work, so the same command goes on where it stopped.
+at once for each net. Nets lie in --work and their figures in results/weak: the same command goes on where it
+stopped.
 """
 
 import argparse
@@ -12,11 +13,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from report import write_result
+from report import RESULTS, write_result
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import IGNORE, LabelledData, open_labels
 from rollsight.inspect.metrics import Tally
@@ -28,6 +30,7 @@ from trainings import ARM_STEPS, Training, done, queue
 ARMS = ("all_masks", "image_labels", "labels_and_tenth", "tenth_alone")
 SHARPNESS = (1.0, 4.0)
 TENTH = 10
+KEPT = RESULTS / "weak"
 
 
 def main() -> None:
@@ -45,37 +48,27 @@ def main() -> None:
     whole = open_weak(options.data)
     held = {split: open_labels(options.data).of_split(split) for split in ("train", "val", "test")}
 
-    sharpness = {}
-    chosen = {}
-    for arm in ("image_labels", "labels_and_tenth"):
-        data = with_masks(whole, 0 if arm == "image_labels" else TENTH, seed=0)
-        val = {
-            f"{r:g}": kept(
-                root / f"pseudo-{arm}-{r:g}.json",
-                lambda data=data, r=r, arm=arm: {
-                    "miou": of_pseudo(
-                        taught(data, root, arm, 0, r, options.weak_steps), whole.of_split("val"), arm
-                    )
-                },
-            )["miou"]
-            for r in SHARPNESS
-        }
-        sharpness[arm] = {"val_miou_of_pseudo_masks": val}
-        chosen[arm] = float(max(val, key=lambda r: val[r]))
+    KEPT.mkdir(parents=True, exist_ok=True)
+
+    def judge_sharpness(r: float) -> dict[str, float]:
+        net = taught(with_masks(whole, 0, seed=0), root, "image_labels", 0, r, options.weak_steps)
+        return {"miou": of_pseudo(net, whole.of_split("val"))}
+
+    def judge(arm: str, seed: int) -> dict[str, float]:
+        if arm == "all_masks":
+            return with_all_masks(seed)
+        net = segmenter(arm, seed, whole, held["train"], root, options, sharpness)
+        return {"val": of_net(net, held["val"]), "test": of_net(net, held["test"])}
+
+    of_val = {
+        r: kept(f"{options.weak_steps}-sharpness-{r:g}", partial(judge_sharpness, r))["miou"]
+        for r in SHARPNESS
+    }
+    sharpness = max(SHARPNESS, key=lambda r: of_val[r])
     figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(options.seeds):
         for arm in ARMS:
-
-            def judge(arm: str = arm, seed: int = seed) -> dict[str, float]:
-                if arm == "all_masks":
-                    return with_all_masks(seed)
-                net = segmenter(arm, seed, whole, held["train"], root, options, chosen.get(arm, 1.0))
-                return {
-                    "val": of_net(net, held["val"]),
-                    "test": of_net(net, held["test"]),
-                }
-
-            figures[arm].append(kept(root / f"{arm}-{seed}.json", judge))
+            figures[arm].append(kept(f"{options.weak_steps}-{arm}-{seed}", partial(judge, arm, seed)))
             print(seed, arm, figures[arm][-1], flush=True)
     full = np.array([found["test"] for found in figures["all_masks"]])
     result = {}
@@ -97,7 +90,8 @@ def main() -> None:
             "steps": ARM_STEPS,
             "weak_steps": options.weak_steps,
             "seeds": options.seeds,
-            "sharpness": {arm: {**told, "chosen": chosen[arm]} for arm, told in sharpness.items()},
+            "sharpness": {"val_miou_of_pseudo_masks": {str(r): v for r, v in of_val.items()}},
+            "sharpness_chosen": sharpness,
             **result,
         },
         seed=0,
@@ -105,11 +99,12 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `path` holds, or what is made and put there."""
+def kept(name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The figures of that name, or what is made and put there."""
+    path = KEPT / f"{name}.json"
     if not path.is_file():
         made = make()
-        path.with_suffix(".tmp").write_text(json.dumps(made))
+        path.with_suffix(".tmp").write_text(json.dumps(made) + "\n")
         path.with_suffix(".tmp").replace(path)
     found: dict[str, float] = json.loads(path.read_text())
     return found
@@ -133,13 +128,13 @@ def taught(data: WeakData, root: Path, arm: str, seed: int, sharpness: float, st
     return learn(data.of_split("train"), run, steps=steps, seed=seed, sharpness=sharpness)
 
 
-def of_pseudo(net: nn.Module, data: WeakData, arm: str) -> float:
-    """mIoU of pseudo-masks against the masks there are; what they ignore is missed."""
+def of_pseudo(net: nn.Module, data: WeakData) -> float:
+    """mIoU of pseudo-masks from image labels against the masks there are; what they ignore is missed."""
     tally = Tally(data.classes)
     for sample in data.samples:
         image, truth = sample.read()
         assert truth is not None  # of val all have one
-        found = pseudo_mask(net, image, sample.present, calibrated=arm != "image_labels")
+        found = pseudo_mask(net, image, sample.present, calibrated=False)
         found[found == IGNORE] = 0
         tally.add(truth, found, found, sample.group)
     return float(tally.report()["pixel"]["miou"])
