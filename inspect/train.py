@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rollsight.inspect.allocator import keep_freed_memory
 from rollsight.inspect.checkpoints import (
     BEST,
     CHECKPOINT,
@@ -72,6 +73,7 @@ def train(
     """
     _check(data, recipe, shares, until, val)
     classes = model_classes(data)
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = _begin(recipe, classes, init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     lesson = _Lesson(teacher, classes, device) if teacher is not None else None

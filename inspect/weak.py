@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from rollsight.inspect import augment, losses
+from rollsight.inspect.allocator import keep_freed_memory
 from rollsight.inspect.checkpoints import CHECKPOINT, Progress, resume, save_checkpoint
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.evaluate import padded_logits, probabilities
@@ -170,6 +171,7 @@ def learn(
     masked = np.array([(mask != IGNORE).any() for mask in masks])
     if not masked.any() and (present == present[0]).all():
         raise UserError(f"{data.root}: all images hold the same classes: give clean ones, or some masks")
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     build: Any = NETS["unet_lite"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rollsight.inspect.allocator import keep_freed_memory
 from rollsight.inspect.checkpoints import CURVE, add_to_curve, save_tensors
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
@@ -56,6 +57,7 @@ class Adversary:
         torch.manual_seed(recipe.seed)
         widths = Widths(recipe.editor, recipe.judge)
         self.recipe, self.classes = recipe, classes
+        keep_freed_memory()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.editor = Editor(len(classes), widths, recipe.whole)
         self.average = Editor(len(classes), widths, recipe.whole)

@@ -19,6 +19,9 @@ def demo(
     home: Annotated[Path, typer.Option(help="Plant folder of the demonstration.")] = Path("demo"),
     length_m: Annotated[float, typer.Option(help="Length of the simulated strip in m.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulated strip.")] = 7,
+    model: Annotated[
+        str, typer.Option(help="`default`, `fast`, a model of the plant folder, or a path.")
+    ] = "default",
 ) -> None:
     """Simulate a roll, scan it, and hold what was found against what was planted."""
     from dataclasses import astuple
@@ -35,9 +38,10 @@ def demo(
     if not plant.roll_path(roll_id).exists():
         console.say(f"simulating {length_m:g} m of hot-rolled strip with planted defects (seed {seed})")
         simulate_with_bar(plant, roll_id, length_m, seed)
-    console.say(f"scanning roll {roll_id}: the same as  inspect scan {roll_id} --home {home}")
+    told = "" if model == "default" else f" --model {model}"
+    console.say(f"scanning roll {roll_id}: the same as  inspect scan {roll_id} --home {home}{told}")
     with open_executor() as executor:
-        run = _scan(plant, roll_id, plant.model("default"), executor)
+        run = _scan(plant, roll_id, plant.model(model), executor)
     roll = plant.roll(roll_id)
     planted = pyarrow.parquet.read_table(roll.path / TRUTH_FILE)
     found = against_truth(roll, run.table, run.summary["run_id"], planted)
