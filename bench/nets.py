@@ -6,9 +6,12 @@
 The figures of the nets that bench/trainings.py trained (test split; thresholds from val at one budget of
 false alarms), with the speed of their graphs in ONNX Runtime on two threads, one window each, as a scan
 runs them. Writes nets.json (one row a training), nets_intervals.json (intervals, differences to the plain
-Lite0 U-Net) and docs/nets.png, accuracy against speed.
+Lite0 U-Net, the shipped models among them, which had longer trainings) and docs/nets.png, accuracy against
+speed.
 """
 
+import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -21,10 +24,15 @@ import onnxruntime as ort
 import torch
 from _counts import counts_of, difference, figures_of, interval, mean_figure
 from report import ROOT, write_result, write_rows
+from rollsight.inspect.compress import judge
+from rollsight.inspect.engines import open_engine
 from rollsight.inspect.export import export_onnx
-from rollsight.inspect.metrics import hit_f1, mean_iou, tiny_small_recall
+from rollsight.inspect.labels import open_labels
+from rollsight.inspect.metrics import Counts, hit_f1, mean_iou, tiny_small_recall
+from rollsight.inspect.models import SHIPPED, open_model
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.nets.reach import halo_px, radius_px
+from trainings import BUDGETS
 
 WINDOW = (1, 1, 1024, 1280)  # a full-width window of a strip of 1.25 m
 SLOTS, ROUNDS = 2, 5
@@ -35,6 +43,9 @@ PICTURE = ROOT / "docs" / "nets.png"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("ROLLSIGHT_DATA", "../shared/data"))
+    asked = parser.parse_args()
     trained = [row for row in figures_of() if row["arm"] == "net"]
     if not trained:
         raise SystemExit("no net has been trained: python bench/trainings.py does so")
@@ -58,9 +69,10 @@ def main() -> None:
     summary = [told for data in sorted({row["data"] for row in trained}) for told in of_data(data, trained)]
     for told in summary:
         told["mpix_s"] = speeds[told["net"], told["attention"]]
-    write_result("nets_intervals", {"rows": summary}, seed=0)
+    shipped = of_shipped(Path(asked.data), trained)
+    write_result("nets_intervals", {"rows": [*summary, *shipped]}, seed=0)
     draw(summary, PICTURE)
-    for told in summary:
+    for told in [*summary, *shipped]:
         print(told)
 
 
@@ -71,17 +83,43 @@ def of_data(data: str, trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["data"] == data:
             arms.setdefault((row["net"], row["attention"]), []).append(row)
     counts = {build: [counts_of(row["name"]) for row in rows] for build, rows in arms.items()}
-    told = []
-    for (net, attention), runs in counts.items():
-        row: dict[str, Any] = {"data": data, "net": net, "attention": attention, "seeds": len(runs)}
-        for name, figure in FIGURES.items():
-            low, high = interval(runs, figure)
-            row |= {name: mean_figure(runs, figure), f"{name}_95": [low, high]}
-        if (net, attention) != ("unet_lite", "none"):
-            apart, low, high = difference(counts["unet_lite", "none"], runs, mean_iou)
-            row |= {"miou_gain": apart, "miou_gain_95": [low, high], "shown": low > 0 or high < 0}
-        told.append(row)
-    return told
+    baseline = counts["unet_lite", "none"]
+    return [
+        {"data": data, "net": net, "attention": attention, "seeds": len(runs)}
+        | (against(baseline, runs) if runs is not baseline else figures(runs))
+        for (net, attention), runs in counts.items()
+    ]
+
+
+def figures(runs: list[Counts]) -> dict[str, Any]:
+    """The mean of each figure over the seeds, with its interval."""
+    row: dict[str, Any] = {}
+    for name, figure in FIGURES.items():
+        low, high = interval(runs, figure)
+        row |= {name: mean_figure(runs, figure), f"{name}_95": [low, high]}
+    return row
+
+
+def against(baseline: list[Counts], runs: list[Counts]) -> dict[str, Any]:
+    """The same, and the difference of mIoU to the baseline."""
+    apart, low, high = difference(baseline, runs, mean_iou)
+    gain = {"miou_gain": apart, "miou_gain_95": [low, high], "shown": low > 0 or high < 0}
+    return figures(runs) | gain
+
+
+def of_shipped(data: Path, trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shipped models on real steel, judged as the nets are: thresholds from val at the same budget."""
+    source = open_labels(data / "neu_clean")
+    val, test = source.of_split("val"), source.of_split("test")
+    baseline = [counts_of(row["name"]) for row in trained if row["name"].startswith("neu_clean-baseline-")]
+    rows = []
+    for name in SHIPPED:
+        model = open_model(name, data)
+        judged = judge(model, open_engine(model)[1], val, test, BUDGETS["neu_clean"])
+        told: dict[str, Any] = {"data": "neu_clean", "net": f"{model.card.net}, shipped as {name}"}
+        told |= {"attention": model.card.net_options["attention"], "seeds": 1}
+        rows.append(told | against(baseline, [judged.tally.statistics()]))
+    return rows
 
 
 def mpix_s(nets: dict[tuple[str, str], torch.nn.Module]) -> dict[tuple[str, str], float]:
