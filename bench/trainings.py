@@ -65,6 +65,12 @@ CROPS: dict[str, dict[str, Any]] = {"neu_clean": {}, "mt": {"balanced": 0.4, "sm
 SMALL = {"small_weight": 0.5}
 ARM_STEPS = 900  # of each arm of the claim: 23 epochs of neu_clean
 SEEDS = range(5)
+# What might make the claim true: crops around small defects, smaller crops (as many px a step), a weaker term.
+TRIES: dict[str, dict[str, Any]] = {
+    "cbam+small+crops": {"attention": "cbam", **SMALL, "small_crops": 0.3},
+    "cbam+small+128px": {"attention": "cbam", **SMALL, "crop_px": 128, "batch": 36},
+    "cbam+small/5": {"attention": "cbam", "small_weight": SMALL["small_weight"] / 5},
+}
 # The two nets with the highest mIoU on val, once all of a set's are there: further seeds of these.
 FINALISTS: dict[str, tuple[str, ...]] = {"neu_clean": ("deeplabv3plus", "unet_lite"), "mt": ()}
 
@@ -93,7 +99,8 @@ def queue() -> list[Training]:
         for name in ("baseline", *FINALISTS[data])
         for seed in (1, 2)
     ]
-    return [*nets["neu_clean"], *corners, *sides, *on_mt, *nets["mt"], *rivals, *seeds]
+    tries = [_arm(arm, "neu_clean", seed) for seed in range(3) for arm in TRIES]
+    return [*nets["neu_clean"], *corners, *sides, *on_mt, *nets["mt"], *rivals, *seeds, *tries]
 
 
 def _net(name: str, data: str, seed: int) -> Training:
@@ -125,6 +132,7 @@ def _arm(arm: str, data: str, seed: int) -> Training:
         "eca": {"attention": "eca"},
         "blob": {"instance": "blob"},
         "cc_dice": {"instance": "cc_dice"},
+        **TRIES,
     }
     recipe = replace(recipe, **changes[arm])
     begin = "" if data == "neu_clean" else _arm_name(arm, "neu_clean", 0)
@@ -132,7 +140,7 @@ def _arm(arm: str, data: str, seed: int) -> Training:
 
 
 def _arm_name(arm: str, data: str, seed: int) -> str:
-    return f"{data}-arm-{arm.replace('+', '-')}-{seed}"
+    return f"{data}-arm-{arm.replace('+', '-').replace('/', '-by-')}-{seed}"
 
 
 @contextmanager

@@ -80,11 +80,11 @@ def test_rolls_lists_the_roll_and_its_runs(home: Path) -> None:
     assert run_id in row["runs"]
 
 
-def test_models_lists_the_shipped_model_with_its_card(home: Path) -> None:
-    [line] = inspect(home, "models", "--json").stdout.splitlines()
-    row = json.loads(line)
-    assert row["name"] == "default"
-    assert {"inclusion", "patches", "scratches"} <= set(row["card"]["classes"])
+def test_models_lists_the_shipped_models_with_their_cards(home: Path) -> None:
+    rows = [json.loads(line) for line in inspect(home, "models", "--json").stdout.splitlines()]
+    assert [row["name"] for row in rows] == ["default", "fast"]
+    for row in rows:
+        assert {"inclusion", "patches", "scratches"} <= set(row["card"]["classes"])
 
 
 def test_evaluate_prints_the_agreed_keys(home: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rollsight.inspect.models import (
     GRAPH,
     MAX_CARD_BYTES,
     README,
+    SHIPPED,
     WEIGHTS,
     open_model,
     save_model,
@@ -19,6 +20,7 @@ from rollsight.inspect.models import (
     update_card,
 )
 from rollsight.inspect.nets.reach import halo_px
+from rollsight.inspect.plant import Plant
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -146,12 +148,26 @@ def test_the_hash_names_the_weights_the_net_and_the_classes(model):
     assert len({model.hash, *other}) == 4
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_opens_by_its_name_and_no_new_one_takes_it(name, tmp_path):
+    plant = Plant(tmp_path)
+    assert plant.model(name).folder == SHIPPED[name]
+    with pytest.raises(UserError, match=f"model '{name}' exists: choose another name"):
+        plant.check_new_model(name)
+
+
+def test_a_plant_that_has_a_model_called_fast_keeps_its_own(model):
+    """It was made before a model of that name was shipped."""
+    shutil.copytree(model.folder, model.folder.parent / "fast")
+    assert open_model("fast", model.folder.parent).folder == model.folder.parent / "fast"
+
+
 # Damaged or foreign
 
 
 def test_a_model_that_is_not_there_is_refused_with_those_that_are(model):
     with pytest.raises(
-        UserError, match="no model 'other': there are default, small, or give a model's folder"
+        UserError, match="no model 'other': there are default, fast, small, or give a model's folder"
     ):
         open_model("other", model.folder.parent)
 

@@ -9,7 +9,7 @@ from rollsight.jobs.commands.options import Home, Json
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, or `default`.")],
+    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, `default`, or `fast`.")],
     name: Annotated[str, typer.Argument(help="Name of the model to make.")],
     data: Annotated[
         list[Path],

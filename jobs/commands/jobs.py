@@ -29,7 +29,9 @@ def nightly(
         list[str] | None,
         typer.Argument(help="Only these rolls or patterns such as 'CGL2-*'. Default: all that are due."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Model name in the plant, a path, or `default`.")] = "default",
+    model: Annotated[
+        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
+    ] = "default",
     rules: Annotated[str | None, typer.Option(help="Rules file, in the plant folder.")] = None,
     line: Annotated[str | None, typer.Option(help="Only rolls of this line.")] = None,
     since: Annotated[
@@ -196,7 +198,9 @@ def doctor(
 @app.command()
 def watch(
     folder: Annotated[Path, typer.Argument(help="Folder that rolls are dropped into, one entry each.")],
-    model: Annotated[str, typer.Option(help="Model name in the plant, a path, or `default`.")] = "default",
+    model: Annotated[
+        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
+    ] = "default",
     rules: Annotated[str | None, typer.Option(help="Rules file, in the plant folder.")] = None,
     settle_s: Annotated[
         float, typer.Option(min=0.0, help="An entry without .done is complete after so long without change.")

@@ -17,7 +17,9 @@ EVALUATIONS = "evaluations"  # folder of pages and plots, among the runs
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, or `default`.")] = "default",
+    model: Annotated[
+        str, typer.Argument(help="Model name in the plant, a path, `default`, or `fast`.")
+    ] = "default",
     data: Data = None,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     engine: EngineName = "auto",

@@ -196,7 +196,7 @@ def export(
 
 @app.command()
 def propose(
-    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, or `default`.")],
+    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, `default`, or `fast`.")],
     images: Annotated[Path, typer.Option(help="Folder of images to label.")],
     out: Annotated[Path, typer.Option(help="New folder for the Labelme files and copies of the images.")],
     refine: Annotated[str, typer.Option(help="Edges of large defects: none, guided or crf.")] = "none",

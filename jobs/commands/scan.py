@@ -20,7 +20,7 @@ def demo(
     length_m: Annotated[float, typer.Option(help="Length of the simulated strip in m.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulated strip.")] = 7,
     model: Annotated[
-        str, typer.Option(help="`default`, `fast`, a model of the plant folder, or a path.")
+        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
     ] = "default",
 ) -> None:
     """Simulate a roll, scan it, and hold what was found against what was planted."""
@@ -66,7 +66,7 @@ def scan(
     ] = None,
     line: Annotated[str | None, typer.Option(help="Rolls of this line.")] = None,
     model: Annotated[
-        str, typer.Option(help="Model name in the plant, a path, or `default`, the shipped one.")
+        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
     ] = "default",
     engine: Annotated[str, typer.Option(help="auto, onnx (ONNX Runtime), openvino or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
