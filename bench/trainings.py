@@ -65,7 +65,7 @@ CROPS: dict[str, dict[str, Any]] = {"neu_clean": {}, "mt": {"balanced": 0.4, "sm
 SMALL = {"small_weight": 0.5}
 ARM_STEPS = 900  # of each arm of the claim: 23 epochs of neu_clean
 SEEDS = range(5)
-# What might make the claim true: crops around small defects, smaller crops (as many px a step), a weaker term.
+# What might make the claim true: crops around small defects, smaller crops (as many px), a weaker term.
 TRIES: dict[str, dict[str, Any]] = {
     "cbam+small+crops": {"attention": "cbam", **SMALL, "small_crops": 0.3},
     "cbam+small+128px": {"attention": "cbam", **SMALL, "crop_px": 128, "batch": 36},
