@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.golden import check_golden
+from rollsight.inspect.graph import for_one_mode
 from rollsight.inspect.models import Model
 
 if TYPE_CHECKING:
@@ -44,10 +45,16 @@ def onnx_engine(model: Model, threads: int = 1) -> Engine:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(model.graph), options, providers=["CPUExecutionProvider"])
-    _check_halo(model, session.get_modelmeta().custom_metadata_map.get("halo_px"))
+
+    def opened(graph: str | bytes) -> Any:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    one = opened(for_one_mode(model.graph))
+    _check_halo(model, one.get_modelmeta().custom_metadata_map.get("halo_px"))
+    several = _Once(lambda: opened(str(model.graph)))
 
     def run(window: NDArray[np.float32]) -> NDArray[np.float32]:
+        session = one if len(window) == 1 else several()
         return session.run(None, {"planes": window[:, None]})[0][0]  # type: ignore[no-any-return]
 
     return run
@@ -64,29 +71,41 @@ def openvino_engine(model: Model, threads: int = 1) -> Engine:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     core = openvino.Core()
-    graph = core.read_model(str(model.graph))
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": cores * threads,
+        "NUM_STREAMS": cores,
+        "ENABLE_CPU_PINNING": False,
+    }
+    graph = core.read_model(for_one_mode(model.graph))
     where = ["framework", "halo_px"]  # where OpenVINO keeps the metadata of an ONNX graph
     _check_halo(model, str(graph.get_rt_info(where).value) if graph.has_rt_info(where) else None)
-    compiled = core.compile_model(
-        graph,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": cores * threads,
-            "NUM_STREAMS": cores,
-            "ENABLE_CPU_PINNING": False,
-        },
-    )
+    one = core.compile_model(graph, "CPU", settings)
+    several = _Once(lambda: core.compile_model(core.read_model(str(model.graph)), "CPU", settings))
     own = threading.local()  # a request serves one caller at a time
 
     def run(window: NDArray[np.float32]) -> NDArray[np.float32]:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
+        kind = "one" if len(window) == 1 else "several"
+        if not hasattr(own, kind):
+            setattr(own, kind, (one if kind == "one" else several()).create_infer_request())
         planes = np.ascontiguousarray(window[:, None])
-        logits: NDArray[np.float32] = own.request.infer({0: planes}, share_inputs=True)[0][0]
+        logits: NDArray[np.float32] = getattr(own, kind).infer({0: planes}, share_inputs=True)[0][0]
         return logits
 
     return run
+
+
+class _Once:
+    """Something that is made when it is first asked for, by one thread."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._lock, self._made = make, threading.Lock(), None
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
 
 
 def torch_engine(model: Model, threads: int = 1) -> Engine:

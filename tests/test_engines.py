@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from rollsight.inspect.engines import (
     ENGINES,
@@ -24,6 +25,7 @@ from rollsight.inspect.engines import (
 )
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.golden import PARITY
+from rollsight.inspect.graph import for_one_mode
 from rollsight.inspect.models import Model
 from scipy.special import softmax
 
@@ -60,6 +62,17 @@ def test_every_engine_gives_the_probabilities_and_classes_of_torch(engines, name
     assert clear.mean() > 0.9
     assert np.array_equal(found.argmax(axis=0)[clear], expected.argmax(axis=0)[clear])
     assert len(np.unique(expected.argmax(axis=0))) > 1
+
+
+def test_the_graph_for_one_mode_has_no_mean_over_modes_and_gives_the_same_bits(small_model):
+    whole, one = onnx.load(str(small_model.graph)), onnx.load_from_string(for_one_mode(small_model.graph))
+    means = [sum(node.op_type == "ReduceMean" for node in graph.graph.node) for graph in (whole, one)]
+    assert means[1] == means[0] - 1
+    planes = {"planes": window(1, 192, 320)[:, None]}
+    found = [
+        onnxruntime.InferenceSession(graph.SerializeToString()).run(None, planes)[0] for graph in (whole, one)
+    ]
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize("name", HERE)
