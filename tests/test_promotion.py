@@ -208,6 +208,7 @@ def test_the_commands_promote_refuse_list_and_roll_back(plant, monkeypatch, caps
     listed = [json.loads(line) for line in run(*home, "--json")[1].splitlines()]
     assert [(row["name"], row["card"]["name"]) for row in listed] == [
         ("default", "one"),
+        ("fast", open_model("fast", plant.models).card.name),
         ("one", "one"),
         ("two", "two"),
     ]
