@@ -2,7 +2,8 @@
 
 Nets `fast` by one recipe on simulated strip with two lighting modes, with and without modality dropout;
 judged on other rolls with both modes, and with each of them missing. `loss_of_miou` is what a missing mode
-costs, `gain` what dropout changes, with its interval over seeds and rolls. Interrupted, it goes on.
+costs, `gain` what dropout changes, with its interval over seeds and rolls. Counts are kept in results/modality:
+interrupted, on whatever machine, it goes on.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from _counts import difference, mean_figure
 from numpy.typing import NDArray
-from report import write_result
+from report import RESULTS, write_result
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.metrics import Counts, Tally, hit_f1, mean_iou
@@ -22,6 +23,7 @@ from rollsight.inspect.train import Recipe, train
 from rollsight.synth.strip import LIGHTINGS, SimulatedStrip, simulate_roll
 from torch import nn
 
+KEPT = RESULTS / "modality"
 DROPOUT = 0.3
 SEEN = {"both": slice(0, 2), "bright_alone": slice(0, 1), "dark_alone": slice(1, 2)}
 RECIPE = Recipe(net="fast", learning_rate=3e-3, fresh_rate=1.0, small_weight=0.5, fewest=0)
@@ -51,6 +53,20 @@ def judge(net: nn.Module, data: LabelledData, modes: slice) -> Counts:
     return tally.statistics()
 
 
+def keep(name: str, of_modes: dict[str, Counts]) -> None:
+    """Put the counts of a net, judged by each choice of modes, where `kept` finds them."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    temporary = KEPT / f"{name}.tmp.npz"
+    tables = {f"{modes}.{key}": table for modes, found in of_modes.items() for key, table in found.items()}
+    np.savez_compressed(temporary, **tables)
+    temporary.replace(KEPT / f"{name}.npz")
+
+
+def kept(name: str, modes: str) -> Counts:
+    with np.load(KEPT / f"{name}.npz", allow_pickle=False) as file:
+        return {key.removeprefix(f"{modes}."): file[key] for key in file.files if key.startswith(f"{modes}.")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/modality"))
@@ -72,9 +88,12 @@ def main() -> None:
     for seed in range(options.seeds):
         plain = replace(RECIPE, steps=options.steps, seed=seed)
         for arm, recipe in (("plain", plain), ("dropout", replace(plain, modality_dropout=DROPOUT))):
-            net = train([made["train"]], root / f"{arm}-{options.steps}-{seed}", recipe)
-            for modes, chosen in SEEN.items():
-                runs.setdefault((arm, modes), []).append(judge(net, made["test"], chosen))
+            name = f"{root.name}-{arm}-{options.steps}-{seed}"
+            if not (KEPT / f"{name}.npz").is_file():
+                net = train([made["train"]], root / f"{arm}-{options.steps}-{seed}", recipe)
+                keep(name, {modes: judge(net, made["test"], chosen) for modes, chosen in SEEN.items()})
+            for modes in SEEN:
+                runs.setdefault((arm, modes), []).append(kept(name, modes))
                 print(seed, arm, modes, mean_figure(runs[arm, modes][-1:], mean_iou), flush=True)
     result: dict[str, object] = {
         **{"steps": options.steps, "dropout": DROPOUT, "rolls": options.rolls, "seeds": options.seeds},

@@ -87,6 +87,21 @@ def test_models_lists_the_shipped_models_with_their_cards(home: Path) -> None:
         assert {"inclusion", "patches", "scratches"} <= set(row["card"]["classes"])
 
 
+def test_the_demonstration_takes_a_model_and_refuses_an_unknown_one_first(
+    tmp_path: Path,
+) -> None:
+    done = inspect(tmp_path / "demo", "demo", "--length-m", "1", "--model", "fast")
+    assert done.returncode == 0, done.stderr
+    assert "--model fast" in done.stdout + done.stderr
+    [summary] = (tmp_path / "demo").glob("runs/*/*/summary.json")
+    assert json.loads(summary.read_text())["model"] == "fast-strip-2"
+
+    refused = inspect(tmp_path / "none", "demo", "--model", "no-such")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "there are default, fast" in refused.stderr
+    assert not list((tmp_path / "none").glob("rolls/*.zarr"))
+
+
 def test_evaluate_prints_the_agreed_keys(home: Path, tmp_path: Path) -> None:
     """On the simulated roll itself, whose truth is known."""
     done = inspect(

@@ -35,13 +35,14 @@ def demo(
     from rollsight.synth.strip import TRUTH_FILE
 
     plant, roll_id = open_plant(home), f"demo-{length_m:g}m-{seed}"
+    chosen = plant.model(model)
     if not plant.roll_path(roll_id).exists():
         console.say(f"simulating {length_m:g} m of hot-rolled strip with planted defects (seed {seed})")
         simulate_with_bar(plant, roll_id, length_m, seed)
     told = "" if model == "default" else f" --model {model}"
     console.say(f"scanning roll {roll_id}: the same as  inspect scan {roll_id} --home {home}{told}")
     with open_executor() as executor:
-        run = _scan(plant, roll_id, plant.model(model), executor)
+        run = _scan(plant, roll_id, chosen, executor)
     roll = plant.roll(roll_id)
     planted = pyarrow.parquet.read_table(roll.path / TRUTH_FILE)
     found = against_truth(roll, run.table, run.summary["run_id"], planted)
