@@ -2,7 +2,7 @@
 
 Nets `fast` by one recipe on simulated strip with two lighting modes, with and without modality dropout;
 judged on other rolls with both modes, and with each of them missing. `loss_of_miou` is what a missing mode
-costs, `gain` what dropout changes, with its interval over seeds and rolls. Counts are kept in results/modality:
+costs, `gain` what dropout changes, with its interval over seeds and rolls. Counts stay in results/modality:
 interrupted, on whatever machine, it goes on.
 """
 
