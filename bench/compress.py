@@ -30,13 +30,13 @@ WINDOW = (1, 1024, 1280)  # a full-width window of a strip of 1.25 m
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("model", nargs="?", default="default")
+    arguments.add_argument("model", nargs="?", default="fast")
     arguments.add_argument("pruned", nargs="?")
     arguments.add_argument("--home", type=Path)
     arguments.add_argument(
         "--data", type=Path, default=Path(os.environ.get("ROLLSIGHT_DATA", ".")) / "neu_clean"
     )
-    arguments.add_argument("--budget", type=float, default=20.0, help="false alarms per Mpx")
+    arguments.add_argument("--budget", type=float, default=60.0, help="false alarms per Mpx")
     asked = arguments.parse_args()
     plant, labels = open_plant(asked.home), open_labels(asked.data)
     learned, val, test = (labels.of_split(split) for split in ("train", "val", "test"))
