@@ -154,7 +154,7 @@ def int8_model(original: Model, folder: Path, learned: Sequence[LabelledData], t
 def _pruned(
     original: Model, folder: Path, learned: Sequence[LabelledData], share: float, steps: int, told: OnDone
 ) -> Model:
-    """The original without that share of its channels, fine-tuned by its own recipe."""
+    """The original without that share of its channels, fine-tuned by its own recipe and taught by it."""
     from rollsight.inspect.prune import multiplications, prune, renew_norms
     from rollsight.inspect.quantise import CALIBRATION_PX, CALIBRATION_WINDOWS
 
@@ -175,6 +175,7 @@ def _pruned(
         recipe,
         on_step=lambda step, _: told(f"fine-tune {folder.name}", step, steps),
         init=(net, original.card.classes),
+        teacher=(whole, original.card.classes),
     )
     kept = ("net", "net_options", "thresholds_basis", "temperature")
     return save_model(
@@ -200,7 +201,7 @@ def _pruned(
 
 
 def _fine_tuning(original: Model, share: float, steps: int) -> Recipe:
-    """The recipe that the original was trained by, shorter and slower, from the pruned original."""
+    """The recipe that the original was trained by, shorter and slower, from its rest towards the whole."""
     known = {field.name for field in fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in original.card.recipe.items() if name in known})
     return replace(
@@ -210,7 +211,7 @@ def _fine_tuning(original: Model, share: float, steps: int) -> Recipe:
         steps=steps,
         learning_rate=FINE_TUNING_RATE,
         patience=0,
-        teacher="",
+        teacher=original.hash,
         init=f"{original.hash} without {share:g}",
     )
 

@@ -334,6 +334,7 @@ def test_a_pruned_model_goes_through_fine_tuning_and_gate_and_into_int8(plant, p
     before, after = made.about["parameters"]
     assert after < 0.7 * before
     assert made.model.card.recipe["init"] == f"{original.hash} without 0.25"
+    assert made.model.card.recipe["teacher"] == original.hash
     p = [softmax(open_engine(made.model, name)[1](strip), axis=0) for name in ("onnx", "torch")]
     assert abs(p[0] - p[1]).max() < 1e-3
 
