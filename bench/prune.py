@@ -1,6 +1,6 @@
 """Claim: `fast` can lose a share of its channels at the cost of at most one tiny or small defect.
 
-`inspect compress fast NAME --prune SHARE` as a user runs it, for each share: channels off, fine-tuned by the
+`inspect compress fast NAME --prune SHARE --steps N` as a user runs it, for each run: channels off, fine-tuned by the
 model's own recipe on scenes and simulated strip, thresholds of both fitted on val to one budget, judged on
 the test scenes of `neu_clean`. `kept` is what the gate said. The rolls are those of `make fast`. What the
 command said is kept in results/prune: interrupted, it goes on.
@@ -16,7 +16,7 @@ from pathlib import Path
 from report import RESULTS, ROOT, write_rows
 
 MODEL = "fast"
-SHARES = (0.15, 0.3)
+RUNS = ((0.15, 600), (0.15, 2400))  # share of the channels of each layer, steps of fine-tuning
 BUDGET = 60.0  # false alarms per Mpx, as in bench/trainings.py
 KEPT = RESULTS / "prune"
 
@@ -26,19 +26,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("ROLLSIGHT_DATA", "../shared/data"))
     parser.add_argument("--rolls", type=Path, default=ROOT / "build" / "model" / "plant" / "rolls")
     parser.add_argument("--home", type=Path, default=ROOT / "build" / "prune")
-    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     if not list(asked.rolls.glob("*.zarr")):
         raise SystemExit(f"{asked.rolls}: no simulated rolls: make fast makes them")
     KEPT.mkdir(parents=True, exist_ok=True)
     rows = []
-    for share in SHARES:
-        path = KEPT / f"{MODEL}-{share:g}-{asked.steps}.json"
+    for share, steps in RUNS:
+        path = KEPT / f"{MODEL}-{share:g}-{steps}.json"
         if not path.is_file():
-            path.write_text(json.dumps(compressed(asked, share), indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(compressed(asked, share, steps), indent=1) + "\n", encoding="utf-8")
         told = json.loads(path.read_text(encoding="utf-8"))
-        row = {"model": MODEL, "share": share, "steps": asked.steps, "kept": told["path"] is not None}
+        row = {"model": MODEL, "share": share, "steps": steps, "kept": told["path"] is not None}
         for form, (mb, parameters, multiplications) in zip(
             ("original", "compressed"),
             zip(told["graph_bytes"], told["parameters"], told["multiplications_per_px"], strict=True),
@@ -55,9 +54,9 @@ def main() -> None:
     write_rows("prune", rows, seed=0)
 
 
-def compressed(asked: argparse.Namespace, share: float) -> dict[str, object]:
-    """What the command says of that share, its model kept or not."""
-    name = f"{MODEL}-without-{share * 100:g}"
+def compressed(asked: argparse.Namespace, share: float, steps: int) -> dict[str, object]:
+    """What the command says of that run, its model kept or not."""
+    name = f"{MODEL}-without-{share * 100:g}-{steps}"
     command = [sys.executable, "-m", "rollsight.jobs", "compress", MODEL, name, "--prune", f"{share:g}"]
     command += [
         "--data",
@@ -67,7 +66,7 @@ def compressed(asked: argparse.Namespace, share: float) -> dict[str, object]:
         "--budget",
         f"{BUDGET:g}",
     ]
-    command += ["--steps", str(asked.steps), "--threads", str(asked.threads), "--home", str(asked.home)]
+    command += ["--steps", str(steps), "--threads", str(asked.threads), "--home", str(asked.home)]
     done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout:  # a refusal by the gate tells its figures first
         raise SystemExit(done.returncode)
