@@ -1,9 +1,9 @@
 """Claim: `fast` can lose a share of its channels at the cost of at most one tiny or small defect.
 
-`inspect compress fast NAME --prune SHARE --steps N` as a user runs it, for each run: channels off, fine-tuned by the
-model's own recipe on scenes and simulated strip, thresholds of both fitted on val to one budget, judged on
-the test scenes of `neu_clean`. `kept` is what the gate said. The rolls are those of `make fast`. What the
-command said is kept in results/prune: interrupted, it goes on.
+`inspect compress fast NAME --prune SHARE --steps N` as a user runs it, for each run: channels off, fine-tuned
+by the model's own recipe on scenes and simulated strip and taught by it, thresholds of both fitted on val to
+one budget, judged on the test scenes of `neu_clean`. `kept` is what the gate said. The rolls are those of
+`make fast`. What the command said is kept in results/prune: interrupted, it goes on.
 """
 
 import argparse
