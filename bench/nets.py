@@ -27,6 +27,7 @@ from report import ROOT, write_result, write_rows
 from rollsight.inspect.compress import judge
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.export import export_onnx
+from rollsight.inspect.graph import for_one_mode
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Counts, hit_f1, mean_iou, tiny_small_recall
 from rollsight.inspect.models import SHIPPED, open_model
@@ -35,7 +36,8 @@ from rollsight.inspect.nets.reach import halo_px, radius_px
 from trainings import BUDGETS
 
 WINDOW = (1, 1, 1024, 1280)  # a full-width window of a strip of 1.25 m
-SLOTS, ROUNDS = 2, 5
+SLOTS, ROUNDS = 2, 9
+PROVIDERS = ["CPUExecutionProvider"]
 COLUMNS = ("net", "attention", "loss", "seed", "data", "miou", "f1_h", "recall_tiny_small", "fa_per_mpx")
 FIGURES = {"miou": mean_iou, "f1_h": hit_f1, "recall_tiny_small": tiny_small_recall}
 TICKS = (1, 2, 5, 10, 20, 50)  # MPix/s
@@ -132,7 +134,7 @@ def mpix_s(nets: dict[tuple[str, str], torch.nn.Module]) -> dict[tuple[str, str]
         for build, net in nets.items():
             path = Path(folder) / f"{'-'.join(build)}.onnx"
             export_onnx(net, path)
-            runs[build] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            runs[build] = ort.InferenceSession(for_one_mode(path), options, providers=PROVIDERS)
         seconds: dict[tuple[str, str], list[float]] = {build: [] for build in runs}
         for number in range(ROUNDS + 1):
             for build, session in runs.items():

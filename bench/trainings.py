@@ -66,7 +66,7 @@ SMALL = {"small_weight": 0.5}
 ARM_STEPS = 900  # of each arm of the claim: 23 epochs of neu_clean
 SEEDS = range(5)
 # What might make the claim true: crops around small defects, smaller crops (as many px), a weaker term; and,
-# since blob loss came nearest (three seeds: +6.6 %, -1.8 to +16.7), more of it, with CBAM or twice as strong.
+# since blob loss came nearest (three seeds: +6.6 %, -1.8 to +15.4), more of it, with CBAM or twice as strong.
 TRIES: dict[str, dict[str, Any]] = {
     "cbam+small+crops": {"attention": "cbam", **SMALL, "small_crops": 0.3},
     "cbam+small+128px": {"attention": "cbam", **SMALL, "crop_px": 128, "batch": 36},
