@@ -3,12 +3,12 @@
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from math import floor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rollsight.inspect.coverage import in_percent
 from rollsight.inspect.defects import Components
 from rollsight.inspect.linescan import CellRow, NotInspected
 from rollsight.inspect.models import Model
@@ -32,9 +32,9 @@ def summarise(
     reasons = []
     if coverage < COVERAGE_NEEDED:
         why = ", ".join(sorted({part.reason for part in parts})) or "no strip seen"
-        told = floor(coverage * 10_000) / 10_000  # never rounded up to what is needed
         reasons.append(
-            f"coverage {told:.2%} is under {COVERAGE_NEEDED:.0%}: parts were not inspected ({why})"
+            f"coverage {in_percent(coverage)}% is under {COVERAGE_NEEDED:.0%}: "
+            f"parts were not inspected ({why})"
         )
         if roll.dtype == np.uint16 and strip.scale is None:
             reasons.append("no white level is known for 16 bit: if the camera has fewer, ingest with --white")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from rollsight.inspect.coverage import in_percent
 from rollsight.inspect.report.page import COLOURS, FOLDER, environment
 from rollsight.inspect.roll_places import write_durably
 from rollsight.inspect.trends import SCORE_BINS, Control, Drift, score_drift, u_chart
@@ -150,7 +151,7 @@ def render(morning: Morning) -> str:
     ours = {"style": style, "script": script, "script_hash": script_hash}
     trusted = {name: Markup(text) for name, text in ours.items()}  # noqa: S704 # files of this package
     made = environment()
-    made.filters.update(coverage=_coverage, rate=_rate)
+    made.filters.update(coverage=in_percent, rate=_rate)
     return made.get_template("morning.html").render(_content(morning), **trusted)
 
 
@@ -316,7 +317,7 @@ def _nights(nights: Sequence[Night]) -> dict[str, Any] | None:
                 base += count
         told = ", ".join(f"{night.states[s]} {STATES[s]}" for s in STATES if night.states.get(s))
         share = night.area_m2 / night.covered_m2 if night.covered_m2 else None
-        covered = "" if share is None else f", coverage {_coverage(share)} %"
+        covered = "" if share is None else f", coverage {in_percent(share)} %"
         columns.append(
             {
                 "x": round(100 * i / len(nights), 3),
@@ -419,11 +420,6 @@ def _nice(value: float) -> float:
         (step * ten for step in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0) if step * ten >= value * 0.999),
         10 * ten,
     )
-
-
-def _coverage(share: float) -> str:
-    """A share as per cent, rounded down, so that 99.996 never reads as 100."""
-    return f"{math.floor(share * 10000 + 1e-9) / 100:.2f}"
 
 
 def _rate(value: float) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
+from rollsight.inspect.coverage import in_percent
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.report import crops, strip_map
 from rollsight.inspect.report.strip_map import Defects, Frame, Plot, Sizes
@@ -156,11 +157,6 @@ def _size(value: float | None, *, mm: bool) -> str:
     return measure(value) if mm else number(value)
 
 
-def _down(share: float) -> str:
-    """A share as per cent, rounded down, so that 99.996 never reads as 100."""
-    return f"{math.floor(share * 10000 + 1e-9) / 100:.2f}"
-
-
 def _axis_number(value: float) -> str:
     """A tick label: no more digits than the tick needs."""
     return f"{value:,.6f}".rstrip("0").rstrip(".")
@@ -189,7 +185,7 @@ def _content(
         "unit": "mm" if mm else "px",
         "area_unit": "mm²" if mm else "px",
         "strip_px": float(np.median(frame.right_px - frame.left_px)),
-        "coverage": _down(float(summary["coverage"])),
+        "coverage": in_percent(float(summary["coverage"])),
         "date": _date(str(summary["created_at"])),
         "classes": _classes(summary["classes"]),
         "titles": {row: _title(defects, row, summary["classes"], mm=mm) for row in linked},

@@ -330,6 +330,7 @@ def _tell_night(site: "Site", slot_id: int, *, as_json: bool) -> None:
     """The table of a night, or night.json on one line."""
     import json
 
+    from rollsight.inspect.coverage import in_percent
     from rollsight.jobs import console
     from rollsight.jobs.ledger.schema import Slot
 
@@ -347,7 +348,7 @@ def _tell_night(site: "Site", slot_id: int, *, as_json: bool) -> None:
             roll["roll_id"],
             roll["state"],
             roll["verdict"] or "-",
-            "-" if roll["coverage"] is None else f"{roll['coverage']:.2%}",
+            "-" if roll["coverage"] is None else f"{in_percent(roll['coverage'])}%",
             "-" if roll["defects"] is None else roll["defects"],
             "-" if roll["seconds"] is None else round(roll["seconds"], 1),
             roll["error"] or "",

@@ -243,6 +243,7 @@ def _scan_result(run: "Run") -> dict[str, Any]:
 
 def _tell(run: "Run") -> None:
     """What a person at the terminal wants to know of a scan."""
+    from rollsight.inspect.coverage import in_percent
     from rollsight.jobs import console
 
     told = run.summary
@@ -251,7 +252,7 @@ def _tell(run: "Run") -> None:
         size = f"{told['length_m']:,.1f} m x {told['width_mm']:,.0f} mm"
     console.say(
         f"scanned {told['roll_id']}  {size}  {told['seconds']:.1f} s  {told['mpix_s']:.1f} MPix/s  "
-        f"coverage {told['coverage']:.2%}"
+        f"coverage {in_percent(told['coverage'])}%"
     )
     by_class = ", ".join(f"{name} {count}" for name, count in told["by_class"].items() if count)
     console.say(f"{told['defects']} defects" + (f": {by_class}" if by_class else ""))
