@@ -75,6 +75,13 @@ def test_the_graph_for_one_mode_has_no_mean_over_modes_and_gives_the_same_bits(s
     assert np.array_equal(*found)
 
 
+def test_a_file_that_is_no_graph_is_refused_by_name(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x00 no protobuf")
+    with pytest.raises(UserError, match=r"model.onnx: not an ONNX graph"):
+        for_one_mode(path)
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_a_window_cut_from_a_larger_array_is_the_window_itself(engines, name):
     band = window(2, 256, 384)

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 from rollsight.inspect.errors import FAILED, USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json
+from rollsight.jobs.commands.options import MODEL, Home, Json
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, `default`, or `fast`.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     name: Annotated[str, typer.Argument(help="Name of the model to make.")],
     data: Annotated[
         list[Path],

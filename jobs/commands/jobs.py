@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import LOCKED, PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json, LedgerUrl
+from rollsight.jobs.commands.options import MODEL, Home, Json, LedgerUrl
 
 if TYPE_CHECKING:
     from rollsight.inspect.rolls import Roll
@@ -29,9 +29,7 @@ def nightly(
         list[str] | None,
         typer.Argument(help="Only these rolls or patterns such as 'CGL2-*'. Default: all that are due."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
-    ] = "default",
+    model: Annotated[str, typer.Option(help=MODEL)] = "default",
     rules: Annotated[str | None, typer.Option(help="Rules file, in the plant folder.")] = None,
     line: Annotated[str | None, typer.Option(help="Only rolls of this line.")] = None,
     since: Annotated[
@@ -198,9 +196,7 @@ def doctor(
 @app.command()
 def watch(
     folder: Annotated[Path, typer.Argument(help="Folder that rolls are dropped into, one entry each.")],
-    model: Annotated[
-        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
-    ] = "default",
+    model: Annotated[str, typer.Option(help=MODEL)] = "default",
     rules: Annotated[str | None, typer.Option(help="Rules file, in the plant folder.")] = None,
     settle_s: Annotated[
         float, typer.Option(min=0.0, help="An entry without .done is complete after so long without change.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json
+from rollsight.jobs.commands.options import MODEL, Home, Json
 
 if TYPE_CHECKING:
     from rollsight.inspect.labels import LabelledData
@@ -17,9 +17,7 @@ EVALUATIONS = "evaluations"  # folder of pages and plots, among the runs
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Model name in the plant, a path, `default`, or `fast`.")
-    ] = "default",
+    model: Annotated[str, typer.Argument(help=MODEL)] = "default",
     data: Data = None,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     engine: EngineName = "auto",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 from rollsight.inspect.errors import FAILED, PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json
+from rollsight.jobs.commands.options import MODEL, Home, Json
 
 app = typer.Typer(
     help="Check, split and propose labelled data; COCO and Labelme in and out.", no_args_is_help=True
@@ -196,7 +196,7 @@ def export(
 
 @app.command()
 def propose(
-    model: Annotated[str, typer.Argument(help="Model name in the plant, a path, `default`, or `fast`.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     images: Annotated[Path, typer.Option(help="Folder of images to label.")],
     out: Annotated[Path, typer.Option(help="New folder for the Labelme files and copies of the images.")],
     refine: Annotated[str, typer.Option(help="Edges of large defects: none, guided or crf.")] = "none",

@@ -27,3 +27,4 @@ MmPerPxX = Annotated[
     float | None, typer.Option(help="mm per pixel across the strip, of image files; a roll knows its own.")
 ]
 MmPerLine = Annotated[float | None, typer.Option(help="mm per line along the strip, of image files.")]
+MODEL = "Model name in the plant, a path, `default`, or `fast`."  # what a command says of its model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json
+from rollsight.jobs.commands.options import MODEL, Home, Json
 
 if TYPE_CHECKING:
     from rollsight.inspect.models import Model
@@ -19,9 +19,7 @@ def demo(
     home: Annotated[Path, typer.Option(help="Plant folder of the demonstration.")] = Path("demo"),
     length_m: Annotated[float, typer.Option(help="Length of the simulated strip in m.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulated strip.")] = 7,
-    model: Annotated[
-        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
-    ] = "default",
+    model: Annotated[str, typer.Option(help=MODEL)] = "default",
 ) -> None:
     """Simulate a roll, scan it, and hold what was found against what was planted."""
     from dataclasses import astuple
@@ -66,9 +64,7 @@ def scan(
         str | None, typer.Option(help="Rolls closed since: a date, a moment, or a span like 36h or 3d.")
     ] = None,
     line: Annotated[str | None, typer.Option(help="Rolls of this line.")] = None,
-    model: Annotated[
-        str, typer.Option(help="Model name in the plant, a path, `default`, or `fast`.")
-    ] = "default",
+    model: Annotated[str, typer.Option(help=MODEL)] = "default",
     engine: Annotated[str, typer.Option(help="auto, onnx (ONNX Runtime), openvino or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     band_lines: Annotated[
