@@ -15,7 +15,7 @@ kept = {kept} and keep_freed_memory()
 for step in range(30):
     if step == 20:  # by then it has what it needs
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(8 << 20)  # 32 MB, freed at once
+    torch.ones(16 << 20)  # 64 MB, freed at once; glibc keeps up to 32 MB by itself
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -31,9 +31,10 @@ def faults(kept: bool) -> tuple[str, int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_a_tensor_that_is_made_again_costs_no_page_faults():
+    pages = 10 * (64 << 20) // resource.getpagesize()
+    if faults(kept=False)[1] < pages / 2:
+        pytest.skip("the kernel gives huge pages here: large tensors cost few faults as it is")
     told, few = faults(kept=True)
     if told == "False":
         pytest.skip("the C library has no mallopt")
-    pages = 10 * (32 << 20) // resource.getpagesize()
     assert few < pages / 20
-    assert faults(kept=False)[1] > 5 * few
