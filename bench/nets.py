@@ -158,14 +158,25 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
             rows = sorted((row for row in summary if row["data"] == name), key=lambda row: -row["mpix_s"])
             best = [row for i, row in enumerate(rows) if all(row[key] > other[key] for other in rows[:i])]
             panel.plot([row["mpix_s"] for row in best], [row[key] for row in best], color="#999999", lw=1)
-            for place, row in enumerate(rows):
+            for row in rows:
                 low, high = row[f"{key}_95"]
                 colour = "#0072B2" if row in best else "#555555"
                 panel.plot([row["mpix_s"]] * 2, [low, high], color=colour, lw=1.2, alpha=0.5)
                 panel.plot(row["mpix_s"], row[key], "o", color=colour)
                 label = row["net"] if row["attention"] != "none" else f"{row['net']} plain"
-                beside = (5, -11 if place % 2 else 4)  # neighbours in speed do not write over each other
-                panel.annotate(label, (row["mpix_s"], row[key]), beside, textcoords="offset points", size=8)
+                # Neighbours in speed do not write over each other.
+                near = [other for other in rows if 0.8 < other["mpix_s"] / row["mpix_s"] < 1.25]
+                fastest = max(near, key=lambda other: other["mpix_s"])
+                left = row is not fastest
+                up = not left or all(row[key] >= other[key] for other in near if other is not fastest)
+                panel.annotate(
+                    label,
+                    (row["mpix_s"], row[key]),
+                    (-6 if left else 6, 4 if up else -11),
+                    textcoords="offset points",
+                    horizontalalignment="right" if left else "left",
+                    size=8,
+                )
             panel.set_xscale("log")
             panel.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
             panel.minorticks_off()
