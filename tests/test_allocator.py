@@ -1,5 +1,6 @@
 """Memory that a training frees stays with its process."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -22,9 +23,10 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(kept: bool) -> tuple[str, int]:
     """What a process of its own says: whether memory is kept, and the page faults of ten large tensors."""
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS.format(kept=kept)], capture_output=True, text=True, check=True
-    )
+    # Dask sets malloc's variables for its workers, and they stay in the environment of whoever started them.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS.format(kept=kept)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
     told, count = done.stdout.split()
     return told, int(count)
 
