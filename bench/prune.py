@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 from report import RESULTS, ROOT, write_rows
+from rollsight.inspect.roll_places import write_durably
+from trainings import BUDGETS
 
 MODEL = "fast"
 RUNS = ((0.15, 600), (0.15, 2400))  # share of the channels of each layer, steps of fine-tuning
-BUDGET = 60.0  # false alarms per Mpx, as in bench/trainings.py
 KEPT = RESULTS / "prune"
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     for share, steps in RUNS:
         path = KEPT / f"{MODEL}-{share:g}-{steps}.json"
         if not path.is_file():
-            path.write_text(json.dumps(compressed(asked, share, steps), indent=1) + "\n", encoding="utf-8")
+            write_durably(path, (json.dumps(compressed(asked, share, steps), indent=1) + "\n").encode())
         told = json.loads(path.read_text(encoding="utf-8"))
         row = {"model": MODEL, "share": share, "steps": steps, "kept": told["path"] is not None}
         for form, (mb, parameters, multiplications) in zip(
@@ -58,15 +59,17 @@ def compressed(asked: argparse.Namespace, share: float, steps: int) -> dict[str,
     """What the command says of that run, its model kept or not."""
     name = f"{MODEL}-without-{share * 100:g}-{steps}"
     command = [sys.executable, "-m", "rollsight.jobs", "compress", MODEL, name, "--prune", f"{share:g}"]
+    command += ["--data", str(asked.data / "neu_clean"), "--data", str(asked.rolls)]
     command += [
-        "--data",
-        str(asked.data / "neu_clean"),
-        "--data",
-        str(asked.rolls),
         "--budget",
-        f"{BUDGET:g}",
+        f"{BUDGETS['neu_clean']:g}",
+        "--steps",
+        str(steps),
+        "--threads",
+        str(asked.threads),
+        "--home",
+        str(asked.home),
     ]
-    command += ["--steps", str(steps), "--threads", str(asked.threads), "--home", str(asked.home)]
     done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout:  # a refusal by the gate tells its figures first
         raise SystemExit(done.returncode)

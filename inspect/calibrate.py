@@ -109,7 +109,7 @@ def fit_thresholds(
         thresholds,
         temperature,
         budget,
-        _basis(model, data, sweep, budget, tally, upper),
+        _basis(model, data, sweep, given, budget, tally, upper),
         _alarms(tally),
         sweep.alarm_mpx,
         upper,
@@ -316,7 +316,13 @@ def _same_margins(model: Model, temperature: float) -> dict[str, float]:
 
 
 def _basis(
-    model: Model, data: LabelledData, sweep: Sweep, budget: float | None, tally: Tally, upper: float
+    model: Model,
+    data: LabelledData,
+    sweep: Sweep,
+    given: Mapping[str, int],
+    budget: float | None,
+    tally: Tally,
+    upper: float,
 ) -> str:
     """What the card says of its thresholds."""
     splits = " and ".join(sorted({sample.split for sample in data.samples}))
@@ -337,10 +343,10 @@ def _basis(
         if sweep.clean
         else "None of the images is clean, so they were counted beside the defects: clean strip may differ.",
     ]
-    if unshown := _never_shown(sweep, model.card.classes, budget is not None):
+    if given:
         below = f"{QUIET:.0%} of the" if budget is None else "all"
         lines.append(
-            f"No defect of {', '.join(unshown)} is in it: there the threshold is what {below} "
+            f"No defect of {', '.join(given)} is in it: there the threshold is what {below} "
             f"{'clean images' if sweep.clean else 'images'} stay below, and nothing says what it finds."
         )
     if unlabelled := [name for name in model.card.classes if name not in data.classes]:

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.golden import check_golden
-from rollsight.inspect.graph import for_one_mode
 from rollsight.inspect.models import Model
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ def onnx_engine(model: Model, threads: int = 1) -> Engine:
     (measured).
     """
     import onnxruntime as ort
+    from rollsight.inspect.graph import for_one_mode
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -68,6 +68,7 @@ def openvino_engine(model: Model, threads: int = 1) -> Engine:
     the speed of one in place of 1.88 (measured).
     """
     import openvino
+    from rollsight.inspect.graph import for_one_mode
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     core = openvino.Core()
