@@ -27,6 +27,13 @@ def counts_of(name: str) -> dict[str, NDArray[np.int64]]:
         return {key: file[key] for key in file.files}
 
 
+def save_counts(path: Path, tables: Counts) -> None:
+    """Counts by group, put in place by rename: counter name -> (G, ...)."""
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, **tables)
+    temporary.replace(path)
+
+
 def mean_figure(runs: Seeds, figure: Figure) -> float:
     """The mean over seeds of a figure of all groups."""
     return float(np.mean([figure({key: table.sum(axis=0) for key, table in run.items()}) for run in runs]))

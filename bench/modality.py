@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _counts import difference, mean_figure
+from _counts import difference, mean_figure, save_counts
 from numpy.typing import NDArray
 from report import RESULTS, write_result
 from rollsight.inspect.evaluate import padded_logits
@@ -56,10 +56,8 @@ def judge(net: nn.Module, data: LabelledData, modes: slice) -> Counts:
 def keep(name: str, of_modes: dict[str, Counts]) -> None:
     """Put the counts of a net, judged by each choice of modes, where `kept` finds them."""
     KEPT.mkdir(parents=True, exist_ok=True)
-    temporary = KEPT / f"{name}.tmp.npz"
     tables = {f"{modes}.{key}": table for modes, found in of_modes.items() for key, table in found.items()}
-    np.savez_compressed(temporary, **tables)
-    temporary.replace(KEPT / f"{name}.npz")
+    save_counts(KEPT / f"{name}.npz", tables)
 
 
 def kept(name: str, modes: str) -> Counts:

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from _counts import KEPT, save_counts
 from rollsight.inspect.calibrate import fit_thresholds
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.evaluate import evaluate
@@ -30,11 +30,11 @@ from rollsight.inspect.labels import describe, open_labels
 from rollsight.inspect.metrics import tiny_small_f1
 from rollsight.inspect.models import Model, update_card
 from rollsight.inspect.plant import Plant
+from rollsight.inspect.roll_places import write_durably
 from rollsight.inspect.train import Recipe
 from rollsight.jobs.train_job import train_model
 
 HOME = Path(__file__).parent.parent / "build" / "trainings"
-KEPT = Path(__file__).parent / "results" / "trainings"
 MINUTES = 20.0  # of one core, for each net: 1379 steps of the baseline, 36 epochs
 # False alarms per Mpx, all classes together, 95 % upper limit on val. neu_clean has no clean image, and its
 # alarms lie beside defects: of 15, 30, 60 and 120 the one with the highest F1 of tiny and small on val, of
@@ -195,7 +195,7 @@ def work(training: Training, data: Path) -> dict[str, Any]:
     model = update_card(model, **fitted.card(describe(val, "val")))
     tally = evaluate(model, engine, test)
     report, statistics = tally.report(), tally.statistics()
-    _save_counts(KEPT / f"{training.name}.npz", statistics)
+    save_counts(KEPT / f"{training.name}.npz", statistics)
     figures = {
         "name": training.name,
         "data": training.data,
@@ -217,20 +217,8 @@ def work(training: Training, data: Path) -> dict[str, Any]:
         "begin": training.begin,
         "recipe": asdict(training.recipe),
     }
-    _put(KEPT / f"{training.name}.json", json.dumps(figures, indent=1).encode())
+    write_durably(KEPT / f"{training.name}.json", json.dumps(figures, indent=1).encode())
     return figures
-
-
-def _save_counts(path: Path, statistics: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **statistics)
-    temporary.replace(path)
-
-
-def _put(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def done(training: Training) -> dict[str, Any] | None:
