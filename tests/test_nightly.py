@@ -21,6 +21,7 @@ from rollsight.inspect.errors import LOCKED, PARTIAL, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_state import last_written
 from rollsight.inspect.rolls import RollWriter, Strip
+from rollsight.jobs.commands.jobs import open_at_work
 from rollsight.jobs.doctor import examine
 from rollsight.jobs.due import find_due
 from rollsight.jobs.ledger.claims import LEASE_S, LeaseLostError, claim, lease_of
@@ -32,6 +33,7 @@ from rollsight.jobs.scan_job import scan_roll
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
 from rollsight.jobs.stability import BANDS_FILE
+from rollsight.jobs.stopping import StoppedError
 from rollsight.jobs.ticker import begin_by_hand
 from sqlalchemy import func, select, update
 
@@ -423,6 +425,20 @@ def test_sigterm_ends_a_night_within_ten_seconds_and_what_is_left_is_due(put, tm
         assert found["done"] >= 1 and found["due"] >= 1 and set(found) == {"done", "due"}
         assert set(session.scalars(select(Run.attempt))) == {0}
         assert session.scalars(select(Slot.state)).all() == ["due"]
+    ledger.close()
+
+
+def test_told_to_stop_right_after_a_claim_the_roll_goes_back(put, tmp_path: Path) -> None:
+    """The claim is in the ledger, but whoever made it has not come to remember it."""
+    put("R1")
+    with pytest.raises(UserError, match="told to stop"), open_at_work(tmp_path, None) as site:
+        find_due(site, open_job(site, None, model="default", rules=None), None, "2026-11-24")
+        with site.ledger.write() as session:
+            assert claim(session, Run, site.clock(), site.owner) is not None
+        raise StoppedError
+    ledger = open_ledger(None, Plant(tmp_path))
+    with ledger.read() as session:
+        assert session.execute(select(Run.state, Run.attempt)).all() == [("due", 0)]
     ledger.close()
 
 

@@ -284,6 +284,9 @@ def open_at_work(home: Path | None, ledger: str | None) -> Iterator["Site"]:
         with stopping(lambda: _give_all_back(site)):
             yield site
     except StoppedError:
+        # Also what was claimed a moment before, and the caller did not know of yet.
+        with contextlib.suppress(UserError):
+            _give_all_back(site)
         raise UserError("told to stop: what is left is due, the next night or tick goes on", LOCKED) from None
     finally:
         site.ledger.close()
