@@ -1,6 +1,6 @@
 """Augmentation of an image and its planes together, by kornia; and the planes that components give."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import kornia.augmentation as K
@@ -27,8 +27,8 @@ class ElasticTransform(K.RandomElasticTransform):  # type: ignore[misc]
     for the image and for the mask: four fifths of the time that a batch took (measured 2026-11-24).
     """
 
-    def __init__(self, p: float) -> None:
-        super().__init__(padding_mode="reflection", p=p)
+    def __init__(self) -> None:
+        super().__init__(padding_mode="reflection", p=1.0)
 
     def generate_parameters(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
         count, _, height, width = shape
@@ -52,7 +52,44 @@ class ElasticTransform(K.RandomElasticTransform):  # type: ignore[misc]
         return F.grid_sample(input, still + displacement, mode, flags["padding_mode"], align_corners=False)
 
 
-def augmentations(light_gradient: float = 0.0, warped: float = 0.5) -> K.AugmentationSequential:
+Step = tuple[float, K.AugmentationBase2D]  # share of the samples, what is done to them
+
+
+class Augmentations:
+    """kornia's transforms one after the other, each on the samples that it is drawn for, and on no other.
+
+    Given a probability, kornia transforms the whole batch and then takes what was drawn: 0.10 s for 16 crops
+    of 192 px with two planes, 0.05 s here (measured 2026-11-29).
+    """
+
+    def __init__(self, moves: Sequence[Step], lights: Sequence[Step]) -> None:
+        """moves: of image and planes; lights: then, of the image. Each transform has p=1."""
+        nearest = {DataKey.MASK: {"resample": Resample.NEAREST}}
+        keys = ["input", "mask"]
+        self._moves = [
+            (share, K.AugmentationSequential(move, data_keys=keys, extra_args=nearest))
+            for share, move in moves
+        ]
+        self.lights = lights
+
+    def __call__(self, image: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, M, H, W) in [0, 1], (N, P, H, W) float -> the same."""
+        image, planes = image.clone(), planes.clone()
+        for share, move in self._moves:
+            if len(chosen := _chosen(len(image), share)):
+                image[chosen], planes[chosen] = move(image[chosen], planes[chosen])
+        for share, light in self.lights:
+            if len(chosen := _chosen(len(image), share)):
+                image[chosen] = light(image[chosen])
+        return image, planes
+
+
+def _chosen(count: int, share: float) -> Tensor:
+    """Which of the samples a transform is drawn for: indices."""
+    return (torch.rand(count) < share).nonzero()[:, 0]
+
+
+def augmentations(light_gradient: float = 0.0, warped: float = 0.5) -> Augmentations:
     """Flips, quarter turns, small affine and elastic deformation, light: on (image, planes).
 
     Image (N, M, H, W) in [0, 1]; planes (N, P, H, W) float, resampled by nearest neighbour, so that no
@@ -62,26 +99,28 @@ def augmentations(light_gradient: float = 0.0, warped: float = 0.5) -> K.Augment
     samples in which it also rises or falls from one side to the other.
     kornia's brightness is added, not multiplied: 0.75 would take dark strip (gray 50 of 255) to black.
     """
-    falling = [K.RandomLinearIllumination(gain=LIGHT_GRADIENT, p=light_gradient)] if light_gradient else []
-    return K.AugmentationSequential(
-        K.RandomHorizontalFlip(p=0.5),
-        K.RandomVerticalFlip(p=0.5),
-        K.RandomRotation90(times=(1, 1), p=0.5),
-        K.RandomAffine(
-            degrees=8.0, translate=(0.1, 0.1), scale=(0.8, 1.25), padding_mode="reflection", p=warped
-        ),
-        ElasticTransform(p=warped / 2),
-        K.RandomGamma(gamma=(0.75, 1.35), p=0.5),
-        K.RandomContrast(contrast=(0.8, 1.15), p=0.5),
-        K.RandomBrightness(brightness=(0.95, 1.05), p=0.5),
-        *falling,
-        data_keys=["input", "mask"],
-        extra_args={DataKey.MASK: {"resample": Resample.NEAREST}},
+    affine = K.RandomAffine(
+        degrees=8.0, translate=(0.1, 0.1), scale=(0.8, 1.25), padding_mode="reflection", p=1.0
+    )
+    return Augmentations(
+        moves=[
+            (0.5, K.RandomHorizontalFlip(p=1.0)),
+            (0.5, K.RandomVerticalFlip(p=1.0)),
+            (0.5, K.RandomRotation90(times=(1, 1), p=1.0)),
+            (warped, affine),
+            (warped / 2, ElasticTransform()),
+        ],
+        lights=[
+            (0.5, K.RandomGamma(gamma=(0.75, 1.35), p=1.0)),
+            (0.5, K.RandomContrast(contrast=(0.8, 1.15), p=1.0)),
+            (0.5, K.RandomBrightness(brightness=(0.95, 1.05), p=1.0)),
+            (light_gradient, K.RandomLinearIllumination(gain=LIGHT_GRADIENT, p=1.0)),
+        ],
     )
 
 
 def augment(
-    pipeline: K.AugmentationSequential, image: Tensor, labels: Tensor, *planes: Tensor
+    pipeline: Augmentations, image: Tensor, labels: Tensor, *planes: Tensor
 ) -> tuple[Tensor, Tensor, *tuple[Tensor, ...]]:
     """One random draw for each sample: (N, M, H, W), int64 (N, H, W), float planes (N, H, W) -> the same."""
     image, warped = pipeline(image, torch.stack([labels.float(), *planes], dim=1))

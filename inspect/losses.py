@@ -47,6 +47,8 @@ def focal_map(logits: Tensor, labels: Tensor, gamma: float = FOCAL_GAMMA) -> Ten
     Lin et al. 2017, arXiv:1708.02002, eq. 4. Ignored pixels are 0.
     """
     nats = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORE)
+    if gamma == 0:
+        return nats
     # Not 0: below gamma 1 the slope there is infinite.
     return (1 - (-nats).exp()).clamp(min=1e-6) ** gamma * nats
 
@@ -56,7 +58,12 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = FOCAL_GAMMA) -> Tensor:
 
     kornia's divides by the ignored pixels and by the classes too, so its scale moves with both.
     """
-    return focal_map(logits, labels, gamma).sum() / (labels != IGNORE).sum().clamp(min=1)
+    return counted_mean(focal_map(logits, labels, gamma), labels)
+
+
+def counted_mean(found: Tensor, labels: Tensor) -> Tensor:
+    """The mean of a map (N, H, W), 0 on ignored pixels, over the others; 0 where there is none."""
+    return found.sum() / (labels != IGNORE).sum().clamp(min=1)
 
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -159,8 +166,13 @@ def small_object(logits: Tensor, labels: Tensor, weight: Tensor, gamma: float = 
     Little of it goes far: it leaves clean strip out, and at 0.5 inclusions were drawn at 1.4x their area;
     divided by all pixels instead, defects of 13 px were not learned at all (both measured 2026-11-22).
     """
+    return weighted_mean(focal_map(logits, labels, gamma), labels, weight)
+
+
+def weighted_mean(found: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """The mean of a map (N, H, W) by weights (N, H, W), ignored pixels left out; 0 where none weighs."""
     weight = weight.float() * (labels != IGNORE)
-    return (weight * focal_map(logits, labels, gamma)).sum() / weight.sum().clamp(min=1)
+    return (weight * found).sum() / weight.sum().clamp(min=1)
 
 
 def distillation(logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:

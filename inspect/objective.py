@@ -1,6 +1,6 @@
 """What a training minimises: the terms that its recipe names, added up."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -42,19 +42,29 @@ def objective(
 
 def _terms(raw: Tensor, batch: Batch, recipe: Recipe, bounds: Sequence[int]) -> dict[str, Tensor]:
     logits, labels = losses.merge_unlabelled(raw, batch.labelled), batch.labels
+    names = losses.LOSSES[recipe.loss]
     terms = {}
-    for name in losses.LOSSES[recipe.loss]:
-        if name == "focal":
-            terms[name] = losses.focal(logits, labels, recipe.focal_gamma)
-        else:
-            compare = losses.REGIONAL[name]
-            by_source = [
-                compare(logits[a:b], labels[a:b]) * ((b - a) / bounds[-1]) for a, b in pairwise([0, *bounds])
-            ]
-            terms[name] = torch.stack(by_source).sum()
-    if recipe.small_weight:
-        terms["small"] = losses.small_object(logits, labels, batch.weights, recipe.focal_gamma)
+    for name in names:
+        if name in losses.REGIONAL:
+            terms[name] = _by_source(losses.REGIONAL[name], logits, labels, bounds)
+    if "focal" in names or recipe.small_weight:  # a quarter of all losses' time, so once for both
+        fading = losses.focal_map(logits, labels, recipe.focal_gamma)
+        if "focal" in names:
+            terms["focal"] = losses.counted_mean(fading, labels)
+        if recipe.small_weight:
+            terms["small"] = losses.weighted_mean(fading, labels, batch.weights)
     if batch.regions is not None:
         by_component = INSTANCE_LOSSES[recipe.instance]
         terms["instance"] = by_component(logits, labels, batch.regions, batch.areas)
     return terms
+
+
+def _by_source(
+    compare: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, bounds: Sequence[int]
+) -> Tensor:
+    """The loss of each source's canvases, weighed by how many they are."""
+    if len(bounds) == 1:  # the gradient of a slice is a copy
+        return compare(logits, labels)
+    shares = [(b - a) / bounds[-1] for a, b in pairwise([0, *bounds])]
+    parts = [compare(logits[a:b], labels[a:b]) for a, b in pairwise([0, *bounds])]
+    return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum()

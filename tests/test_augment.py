@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from rollsight.inspect.augment import (
     LIGHT_GRADIENT,
     RING,
+    Augmentations,
     ElasticTransform,
     augment,
     augmentations,
@@ -289,11 +290,24 @@ def test_a_bent_sample_moves_by_three_px_and_smoothly():
     torch.manual_seed(0)
     side = 192
     ramp = torch.arange(side, dtype=torch.float32).expand(8, 1, side, side) / 256
-    bent = ElasticTransform(p=1.0)(ramp)
+    bent = ElasticTransform()(ramp)
 
     moved = ((bent - ramp) * 256)[:, 0, :, 16:-16]
     assert 2.0 < moved.std() < 4.0
     assert (moved[:, 1:] - moved[:, :-1]).abs().max() < 1.5
+
+
+def test_a_transform_is_done_to_the_samples_that_it_is_drawn_for_and_to_no_other(batch):
+    flip = Augmentations(moves=[(0.5, K.RandomHorizontalFlip(p=1.0))], lights=[])
+
+    torch.manual_seed(0)
+    image, labels, _ = augment(flip, *batch)
+
+    flipped = [torch.equal(after, before.flip(-1)) for after, before in zip(labels, batch[1], strict=True)]
+    assert 0 < sum(flipped) < len(flipped)
+    for i, was in enumerate(flipped):
+        assert torch.equal(image[i], batch[0][i].flip(-1) if was else batch[0][i])
+        assert torch.equal(labels[i], batch[1][i].flip(-1) if was else batch[1][i])
 
 
 def test_nothing_is_warped_where_no_share_is(batch):
@@ -306,12 +320,10 @@ def test_nothing_is_warped_where_no_share_is(batch):
 
 def test_a_light_gradient_runs_from_one_side_to_the_other_and_moves_no_label(batch):
     image, labels, weight = (plane[:1].repeat_interleave(8, dim=0) for plane in batch)
-    light = augmentations(light_gradient=1.0)[-1]
+    light = augmentations(light_gradient=1.0).lights[-1]
 
     torch.manual_seed(0)
-    lit, kept, _ = augment(
-        K.AugmentationSequential(light, data_keys=["input", "mask"]), image, labels, weight
-    )
+    lit, kept, _ = augment(Augmentations(moves=[], lights=[light]), image, labels, weight)
 
     change = (lit - image)[:, 0]
     assert torch.equal(kept, labels)
