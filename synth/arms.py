@@ -81,10 +81,12 @@ def base_net(
     rare: str,
     run: Path,
     recipe: Recipe = BASE,
+    begin: Trained | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trained:
     """The net that all arms begin from; its head for the rare class is not taken over by them."""
-    net = train([base], run, recipe, on_step=on_step)
+    init = None if begin is None else (begin.net, begin.classes)
+    net = train([base], run, recipe, init=init, on_step=on_step)
     return Trained(net, tuple("(never seen)" if name == rare else name for name in base.classes))
 
 

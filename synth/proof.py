@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from rollsight.inspect.checkpoints import load_weights, save_weights
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.inspect.labels import LabelledData
+from rollsight.inspect.labels import LabelledData, Sample
+from rollsight.inspect.models import open_model
 from rollsight.inspect.nets import NETS
+from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.roll_places import write_durably
 from rollsight.synth.arms import (
     ARMS,
@@ -35,7 +37,7 @@ from rollsight.synth.arms import (
     run_arm,
     synthetic,
 )
-from rollsight.synth.draws import Rarity
+from rollsight.synth.draws import Draws
 from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator
@@ -61,6 +63,9 @@ class Plan:
     generic_steps: int = 1500  # of that one, on the other classes
     samples: int = SAMPLES
     fit: FitRecipe = PRESETS["cpu-64"]
+    arm: Recipe = FINE_TUNING  # of each arm, but for its steps
+    base: Recipe = BASE  # of the net all arms begin from, but for its steps
+    begin: str = ""  # shipped model or folder of one, which never saw the class: what that net begins from
 
     def __post_init__(self) -> None:
         for arm in self.arms:
@@ -82,7 +87,7 @@ class Plan:
 class Proof:
     """A plan on its data: `work` holds nets, generators and synthetic sets, `out` one JSON per run."""
 
-    found: Rarity
+    found: Draws
     plan: Plan
     work: Path
     out: Path
@@ -145,10 +150,10 @@ class Proof:
                 self._base(base, tell),
                 self.work / name,
                 ratio=plan.ratio,
-                recipe=replace(FINE_TUNING, steps=plan.steps, seed=draw),
+                recipe=replace(plan.arm, steps=plan.steps, seed=draw),
                 on_step=lambda step, _: tell(name, step, plan.steps),
             )
-            told = judged(net, self.found.data.of_split(split), self.rare)
+            told = judged(net, self.found.held(split, draw), self.rare)
             one = {
                 "data": self.found.data.root.name,
                 "rare_class": self.rare,
@@ -198,17 +203,17 @@ class Proof:
         classes = tuple("(never seen)" if name == self.rare else name for name in base.classes)
         with _held(path.with_suffix(".lock"), wait=True):
             if not path.is_file():
-                recipe = replace(BASE, steps=plan.base_steps)
                 trained = base_net(
                     base,
                     self.rare,
                     path.with_suffix(""),
-                    recipe,
+                    replace(plan.base, steps=plan.base_steps),
+                    begin=_model(plan.begin, self.rare) if plan.begin else None,
                     on_step=lambda step, _: tell(f"{self.title}-base", step, plan.base_steps),
                 )
                 save_weights(path, trained.net)
-        build: Any = NETS[BASE.net]
-        net = build(len(classes), attention=BASE.attention)
+        build: Any = NETS[plan.base.net]
+        net = build(len(classes), attention=plan.base.attention)
         load_weights(path, net)
         return Trained(net, classes)
 
@@ -235,8 +240,9 @@ class Proof:
             if folder.is_dir():
                 return open_generator(folder)
             generic = self._generic(kind, base, tell)
-            held = tuple(sample for sample in self.found.data.samples if sample.split in ("val", "test"))
-            labels = LabelledData(base.root, base.classes, (*base.samples, *rare.samples, *held))
+            taught = (*base.samples, *rare.samples)
+            held = self._held({sample.group for sample in taught})
+            labels = LabelledData(base.root, base.classes, (*taught, *held))
             recipe = replace(self._recipe(kind), steps=plan.fit_steps, seed=seed)
             made = fit_generator(
                 fit_data(labels, self.rare, begun=True),
@@ -247,6 +253,11 @@ class Proof:
             )
             assert made is not None  # it was not stopped
             return made
+
+    def _held(self, taught: set[str]) -> list[Sample]:
+        """What is of val and test and of no group that is learned from."""
+        samples = self.found.data.samples
+        return [one for one in samples if one.split in ("val", "test") and one.group not in taught]
 
     def _generic(self, kind: str, base: LabelledData, tell: Tell) -> Generator:
         """A generator of the other classes: it never saw the rare one."""
@@ -268,6 +279,14 @@ class Proof:
 
     def _recipe(self, kind: str) -> FitRecipe:
         return replace(self.plan.fit, **GENERATORS[kind])
+
+
+def _model(name: str, rare: str) -> Trained:
+    """A model that never saw the class; UserError for one that knows it."""
+    model = open_model(name, Path())
+    if rare in model.card.classes:
+        raise UserError(f"model {name} knows {rare}: a proof begins from a net that never saw it", USAGE)
+    return Trained(model.net(), model.card.classes)
 
 
 def _put(path: Path, one: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
 from rollsight.synth.arms import figures, needs_generator, rare_counts
-from rollsight.synth.draws import rarity
+from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.lift import COUNTS, lift, summary
 from rollsight.synth.proof import Plan
 
@@ -85,6 +85,23 @@ def test_draws_of_fewer_scenes_are_part_of_larger_ones_and_no_other_scene_holds_
         found.drawn(4, 0)
     with pytest.raises(UserError, match="class 'dent' is not known"):
         rarity(open_labels(few_scenes), "dent")
+
+
+def test_a_piece_that_is_left_out_teaches_nothing_and_is_what_a_draw_is_judged_on(few_scenes):
+    found = piece_out(open_labels(few_scenes), "pit")  # pieces 0, 2 and 4 of train, 6 of val
+
+    base, rare = found.drawn(None, 3)
+    held = found.held("test", 3)
+
+    assert [sample.group for sample in base.samples] == ["piece-1", "piece-3", "piece-5"]
+    assert [sample.group for sample in rare.samples] == ["piece-0", "piece-2", "piece-4"]
+    assert [sample.group for sample in held.samples] == ["piece-6", "piece-7"]
+    others = found.drawn(None, 0)[1].samples
+    assert [(sample.group, sample.split) for sample in others[2:]] == [("piece-6", "train")]
+    with pytest.raises(UserError, match="a piece that is left out is for the test alone"):
+        found.held("val", 0)
+    with pytest.raises(UserError, match="3 scenes with a piece left out: a draw has all of the others"):
+        found.drawn(3, 0)
 
 
 def test_alarms_count_on_images_without_the_class_only():

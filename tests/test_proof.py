@@ -1,6 +1,7 @@
 """A proof as a whole, of a step or two: added and never replacing, paired, going on where it stopped."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.sampling import Sampler
 from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
-from rollsight.synth.draws import rarity
+from rollsight.synth.data_card import open_provenance
+from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.proof import Plan, Proof, write_summary
 
 
@@ -61,6 +63,26 @@ def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_
     files[0].write_text("{")
     with pytest.raises(UserError, match="damaged: remove it, and it is made again"):
         proof.results(lambda *_: None, lambda _: None)
+
+
+def test_a_piece_of_val_teaches_when_another_is_left_out(few_scenes, proof, tmp_path):
+    plan = replace(proof.plan, k=None, arms=("gan",))
+    [one] = replace(proof, found=piece_out(open_labels(few_scenes), "pit"), plan=plan).results(
+        lambda *_: None, lambda _: None
+    )
+
+    assert one["scenes"] == ["piece-2", "piece-4", "piece-6"]
+    assert one["groups"] == ["piece-0", "piece-7"]
+    [made] = (tmp_path / "work").glob("scenes-pit-kall-gan-d0-s0-1-1-gan-3")
+    sources = {mark["group"] for line in open_provenance(made) for mark in line["marks"]}
+    assert sources <= set(one["scenes"])
+
+
+def test_a_net_that_knows_the_class_is_none_to_begin_from(proof, small_model):
+    begun = replace(proof, plan=replace(proof.plan, begin=str(small_model.folder)))
+
+    with pytest.raises(UserError, match="knows scratch: a proof begins from a net that never saw it"):
+        begun.results(lambda *_: None, lambda _: None)
 
 
 def test_synthetic_crops_are_added_and_end_before_the_last_steps(few_scenes):
