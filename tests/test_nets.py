@@ -14,6 +14,7 @@ from rollsight.inspect.nets.attention import Attention, CellECA, CellSqueezeExci
 from rollsight.inspect.nets.deeplab import ASPP
 from rollsight.inspect.nets.encoders import SameConv
 from rollsight.inspect.nets.reach import halo_px
+from rollsight.inspect.nets.segmenter import Upsample
 from rollsight.inspect.tiles import CELL, Grid
 from scipy.ndimage import correlate1d
 from torch import nn
@@ -477,3 +478,30 @@ def test_gradients_under_bf16_are_those_of_fp32(kernel, stride, groups):
     assert half.dtype == torch.bfloat16
     found = torch.autograd.grad(half.float().square().mean(), conv.weight)[0]
     assert F.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.999
+
+
+# What is quicker in training is the same
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_gradient_of_upsampling_in_training_is_that_of_torch(factor):
+    layer = Upsample(factor)
+    x = torch.randn(2, 5, 6, 8).to(memory_format=torch.channels_last).requires_grad_()
+    plain = x.detach().clone().requires_grad_()
+    weight = torch.randn(2, 5, 6 * factor, 8 * factor)
+
+    (layer.train()(x) * weight).sum().backward()
+    (layer.eval()(plain) * weight).sum().backward()
+
+    assert torch.equal(layer.train()(x), layer.eval()(x))
+    torch.testing.assert_close(x.grad, plain.grad)
+
+
+def test_the_stem_of_one_mode_in_training_is_the_mean_of_it():
+    net = NETS["fast"](2).train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # the same statistics both times
+    x = torch.rand(2, 1, 64, 64)
+
+    assert torch.equal(net.mean_stem(x), net.eval().mean_stem(x))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from rollsight.inspect.nets.attention import Attention, at_entry
 from rollsight.inspect.nets.encoders import Lite0, MobileV3, lite0_stem, load_lite0_imagenet
-from rollsight.inspect.nets.segmenter import Segmenter, conv_norm, conv_norm_relu, he_init
+from rollsight.inspect.nets.segmenter import Segmenter, Upsample, conv_norm, conv_norm_relu, he_init
 from rollsight.inspect.tiles import CELL
 from torch import Tensor, nn
 
@@ -62,7 +62,7 @@ class DeepLab(Segmenter):
         _, at_4, _, at_16 = encoder.channels
         self.context = ASPP(at_16, WIDTH, rates)
         self.attention = at_entry(attention, WIDTH, CELL // 16)
-        self.upsample = nn.Upsample(scale_factor=4.0)
+        self.upsample = Upsample(4)
         self.skip = nn.Sequential(*conv_norm_relu(at_4, skip, 1))
         self.fuse = fuse
         self.head = nn.Conv2d(WIDTH, 16 * (classes + 1), kernel_size=1)

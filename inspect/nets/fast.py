@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 from rollsight.inspect.nets.attention import Attention, at_entry
-from rollsight.inspect.nets.segmenter import MIDDLE, Segmenter, conv_norm, conv_norm_relu, he_init
+from rollsight.inspect.nets.segmenter import MIDDLE, Segmenter, Upsample, conv_norm, conv_norm_relu, he_init
 from rollsight.inspect.tiles import CELL
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ class Fast(Segmenter):
         deep = [Bottleneck(at_16) for _ in range(DEPTH)]
         self.to_16 = nn.Sequential(*conv_norm_relu(at_8, at_16, stride=2), *deep)
         self.attention = at_entry(attention, at_16, CELL // 16)
-        self.upsample = nn.Upsample(scale_factor=2.0)
+        self.upsample = Upsample(2)
         self.narrow_16 = nn.Sequential(*conv_norm(at_16, at_8, 1))
         self.fuse_8 = Bottleneck(at_8)
         self.narrow_8 = nn.Sequential(*conv_norm(at_8, at_4, 1))

@@ -2,7 +2,7 @@
 
 from rollsight.inspect.nets.attention import Attention, at_entry
 from rollsight.inspect.nets.encoders import Lite0, lite0_stem, load_lite0_imagenet
-from rollsight.inspect.nets.segmenter import Segmenter, conv_norm_relu
+from rollsight.inspect.nets.segmenter import Segmenter, Upsample, conv_norm_relu
 from rollsight.inspect.tiles import CELL
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class FCN(Segmenter):
         self.score_8 = nn.Conv2d(at_8, WIDTH, kernel_size=1)
         self.score_4 = nn.Conv2d(at_4, WIDTH, kernel_size=1)
         self.score_2 = nn.Conv2d(at_2, WIDTH, kernel_size=1)
-        self.upsample = nn.Upsample(scale_factor=2.0)
+        self.upsample = Upsample(2)
         self.head = nn.Conv2d(WIDTH, 4 * (classes + 1), kernel_size=1)
         self.to_pixels = nn.PixelShuffle(2)
 

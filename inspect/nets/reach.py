@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from rollsight.inspect.nets.attention import ChannelConv
 from rollsight.inspect.nets.encoders import SameConv
-from rollsight.inspect.nets.segmenter import Conv
+from rollsight.inspect.nets.segmenter import Conv, Upsample
 from rollsight.inspect.tiles import CELL, up_to_cell
 from torch import fx, nn
 
 # Operations whose output pixel depends on the input pixel at the same place only.
 POINTWISE_MODULES = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Identity, ChannelConv)
-LEAVES = (Conv, ChannelConv)  # of our own: seen as single operations
+LEAVES = (Conv, ChannelConv, Upsample)  # of our own: seen as single operations
 POINTWISE_FUNCTIONS = {torch.sigmoid, F.relu, operator.add, operator.mul, operator.sub, operator.truediv}
 OVER_CHANNELS = {torch.cat, "mean", "amax"}  # the same where they work on axis 1: channels or modes
 LEADING_AXES = {"flatten": (0, 1), "unflatten": (0,), "unsqueeze": (1,)}  # the axes that leave pixels alone
