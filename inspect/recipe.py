@@ -41,6 +41,7 @@ class Recipe:
     copy_paste: float = 0.0  # share of crops that get a component of another one
     warped: float = 0.5  # share of crops turned, scaled and shifted a little; half as many are bent
     light_gradient: float = 0.0  # share of crops with light that falls off to one side
+    padded: bool = False  # image files lie in their padding, as they are judged: crops show their borders
     modality_dropout: float = 0.0  # probability of each lighting mode to be left out of a step
     patience: int = 0  # evaluations on val without a gain before the training ends; 0: it never does
     evaluate_every: int = 100  # steps from one checkpoint, and evaluation, to the next

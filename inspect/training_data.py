@@ -10,6 +10,7 @@ from rollsight.inspect import augment
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, Sample
 from rollsight.inspect.recipe import Recipe
+from rollsight.inspect.tiles import cell_margins
 from scipy import ndimage
 
 
@@ -58,7 +59,8 @@ def read_sources(
 ) -> list[Source]:
     """Read all that the recipe needs of the data; `shares` and `exhaustive` as `train` has them.
 
-    Images smaller than the crop are padded right and bottom by reflection, the padding ignored.
+    Images smaller than the crop are padded right and bottom by reflection, the padding ignored; with
+    `recipe.padded` image files are first padded all around to whole cells, as they are judged.
     """
     read = [[_read(source, sample, classes) for sample in source.samples] for source in data]
     if len({image.shape[0] for samples in read for image, _ in samples}) > 1:
@@ -73,9 +75,12 @@ def read_sources(
         data, read, found, shares or equal, exhaustive or none, strict=True
     ):
         images, components = [], []
-        for number, ((image, mask), (ids, areas)) in enumerate(zip(samples, parts, strict=True)):
+        for number, (sample, (image, mask), (ids, areas)) in enumerate(
+            zip(source.samples, samples, parts, strict=True)
+        ):
             weight, regions = augment.component_planes(ids, areas, area_ref)
-            pad = [(0, max(0, recipe.crop_px - size)) for size in mask.shape]
+            around = recipe.padded and isinstance(sample, ImageFile)
+            pad = [_padding(size, recipe.crop_px, around=around) for size in mask.shape]
             images.append(
                 TrainingImage(
                     np.pad(image, [(0, 0), *pad], mode="reflect"),
@@ -85,11 +90,20 @@ def read_sources(
                     areas,
                 )
             )
-            for i, box in enumerate(ndimage.find_objects(ids), start=1):
-                components.append(Component(number, i, int(mask[box][ids[box] == i][0]), box))
+            (top, _), (left, _) = pad
+            for i, (y, x) in enumerate(ndimage.find_objects(ids), start=1):
+                value = int(mask[y, x][ids[y, x] == i][0])
+                box = (slice(y.start + top, y.stop + top), slice(x.start + left, x.stop + left))
+                components.append(Component(number, i, value, box))
         labelled = np.array([True, *(whole or name in source.classes for name in classes)])
         sources.append(Source(images, components, labelled, share))
     return sources
+
+
+def _padding(px: int, crop_px: int, *, around: bool) -> tuple[int, int]:
+    """Padding before and after `px` of an image: `around` to whole cells, or not; and to a crop at least."""
+    before, after = cell_margins(px) if around else (0, 0)
+    return before, after + max(0, crop_px - before - px - after)
 
 
 def _read(

@@ -163,6 +163,21 @@ def test_an_image_smaller_than_the_crop_is_reflected_and_the_padding_ignored(sou
 # Components
 
 
+def test_an_image_that_lies_in_its_padding_is_reflected_all_around_as_it_is_judged(source):
+    image, mask = marked((0, 60, 8, 1), side=100)
+    data = source(("pit",), (image, mask))
+
+    [read] = read_sources([data], ("pit",), replace(TINY, padded=True), [], [])
+
+    [found], [component] = read.images, read.components
+    assert found.mask.shape == (128, 128)
+    assert component.box == (slice(14, 22), slice(74, 82))
+    assert (found.mask[component.box] == 1).all()
+    assert (found.mask[:14] == IGNORE).all() and (found.mask[114:] == IGNORE).all()
+    np.testing.assert_array_equal(found.mask[14:114, 14:114], mask)
+    np.testing.assert_array_equal(found.image[0, 14:0:-1], found.image[0, 14:28])
+
+
 def test_the_crops_of_a_batch_have_components_of_their_own(source):
     """Two crops of one image may show the same pit: in a batch it is two components, each with its area."""
     sampler = sampler_of(

@@ -101,6 +101,14 @@ def train(
         float,
         typer.Option(help="Share of crops whose light falls off to one side.", rich_help_panel=CROPS),
     ] = 0.0,
+    padded: Annotated[
+        bool,
+        typer.Option(
+            "--padded",
+            help="Let crops show the borders of images in their padding, as they are judged.",
+            rich_help_panel=CROPS,
+        ),
+    ] = False,
     modality_dropout: Annotated[
         float,
         typer.Option(help="How often each lighting mode is left out of a step.", rich_help_panel=CROPS),
@@ -172,6 +180,7 @@ def train(
         copy_paste=copy_paste,
         warped=warped,
         light_gradient=light_gradient,
+        padded=padded,
         modality_dropout=modality_dropout,
         patience=patience,
         evaluate_every=evaluate_every,
