@@ -127,7 +127,7 @@ def queue() -> list[Training]:
     ]
     tries = [_arm("blob", "neu_clean", seed) for seed in SEEDS[3:]]
     tries += [_arm(arm, "neu_clean", seed) for seed in range(3) for arm in TRIES]
-    tries += [_arm(arm, "neu_clean", seed) for seed in SEEDS[3:] for arm in ("blob*2", "blob*4")]
+    tries += [_arm("blob*2", "neu_clean", seed) for seed in SEEDS[3:]]
     return [*nets["neu_clean"], *corners, *sides, *on_mt, *nets["mt"], *rivals, *seeds, *tries]
 
 
