@@ -78,7 +78,11 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class RollTile:
-    """One square of a roll whose class mask is known."""
+    """One square of a roll whose class mask is known.
+
+    The last tile of an axis ends with the roll, so it overlaps the one before: there its mask is 255, since
+    that px is the other's.
+    """
 
     roll: Roll
     label: str
@@ -86,6 +90,8 @@ class RollTile:
     x: int
     split: str
     group: str
+    seen_y: int = 0  # its first lines that are the tile's above
+    seen_x: int = 0  # its first px across that are the tile's beside it
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Image (M, 256, 256) in [0, 1] and mask (256, 256), as `ImageFile.read`."""
@@ -98,7 +104,9 @@ class RollTile:
 
     def read_mask(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The mask alone, of the tile's `shape` (H, W)."""
-        return self.roll.read_label(self.label, self.y, self.y + shape[0])[:, self.x : self.x + shape[1]]
+        mask = self.roll.read_label(self.label, self.y, self.y + shape[0])[:, self.x : self.x + shape[1]]
+        mask[: self.seen_y] = mask[:, : self.seen_x] = IGNORE
+        return mask
 
 
 Sample = ImageFile | RollTile
@@ -251,29 +259,42 @@ def split_of(group: str) -> str:
 def _from_roll(roll: Roll) -> LabelledData:
     """Tiles of a labelled roll: each with a defect, and half as many clean ones; the group is the coil.
 
-    The mask `truth` is used where the roll has it, else the last one.
+    The tiles cover the roll to its right side and its last line. The mask `truth` is used where the roll has
+    it, else the last one.
     """
     names = roll.label_names()
     if not names:
         raise UserError(f"{roll.path}: the roll has no class mask beside it: nothing to learn from")
+    if min(roll.lines, roll.width) < ROLL_TILE:
+        raise UserError(
+            f"{roll.path}: {roll.lines} lines of {roll.width} px: a labelled roll needs at least {ROLL_TILE} "
+            "of both; give smaller images as a folder with images, masks and classes.json"
+        )
     label = "truth" if "truth" in names else names[-1]
     clean_share = np.random.default_rng(0)
     samples = []
     with_defect = clean = 0
-    for y in range(0, roll.lines - ROLL_TILE + 1, ROLL_TILE):
-        mask = roll.read_label(label, y, y + ROLL_TILE)
-        gray = roll.read_unit(y, y + ROLL_TILE).mean(axis=(0, 1))
-        for x in range(0, roll.width - ROLL_TILE + 1, ROLL_TILE):
-            tile = mask[:, x : x + ROLL_TILE]
-            defect = bool(((tile > 0) & (tile != IGNORE)).any())
+    for y, seen_y in _tile_origins(roll.lines):
+        mask = roll.read_label(label, y, y + ROLL_TILE)[seen_y:]
+        gray = roll.read_unit(y + seen_y, y + ROLL_TILE).mean(axis=(0, 1))
+        for x, seen_x in _tile_origins(roll.width):
+            own = slice(x + seen_x, x + ROLL_TILE)
+            defect = bool(((mask[:, own] > 0) & (mask[:, own] != IGNORE)).any())
             # Clean tiles of the strip, and of its edges; not of the bare background beside it.
-            wanted = clean < CLEAN_TILES * with_defect and gray[x : x + ROLL_TILE].mean() > 0.05
+            wanted = clean < CLEAN_TILES * with_defect and gray[own].mean() > 0.05
             if defect or (wanted and clean_share.random() < 0.5):
-                samples.append(RollTile(roll, label, y, x, ANY_SPLIT, roll.roll_id))
+                samples.append(RollTile(roll, label, y, x, ANY_SPLIT, roll.roll_id, seen_y, seen_x))
                 with_defect, clean = with_defect + defect, clean + (not defect)
     if not samples:
         raise UserError(f"{roll.path}: its mask {label!r} marks no defect: nothing to learn from")
     return LabelledData(roll.path, roll.label_classes(label), tuple(samples))
+
+
+def _tile_origins(size: int) -> Iterator[tuple[int, int]]:
+    """First px of each tile along an axis of `size` px, and how many of its px are the one's before it."""
+    yield from ((start, 0) for start in range(0, size - ROLL_TILE + 1, ROLL_TILE))
+    if rest := size % ROLL_TILE:
+        yield size - ROLL_TILE, ROLL_TILE - rest
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:

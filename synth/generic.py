@@ -107,7 +107,13 @@ def generic_data(sources: Sequence[LabelledData], size_px: int) -> GenericData:
         values[IGNORE] = IGNORE
         values[1 : len(data.classes) + 1] = [classes.index(name) + 1 for name in data.classes]
         scenes += [
-            Scene(scene.image, values[scene.mask], f"{number}/{scene.name}", f"{number}/{scene.group}")
+            Scene(
+                scene.image,
+                values[scene.mask],
+                f"{number}/{scene.name}",
+                f"{number}/{scene.group}",
+                seen=scene.seen,
+            )
             for scene in read_scenes(data)
         ]
     marks = marks_of(scenes, classes)

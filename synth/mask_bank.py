@@ -101,7 +101,12 @@ def marks_of(scenes: Sequence[Scene], classes: Sequence[str]) -> list[Mark]:
                     scene.name,
                     scene.group,
                     (window[0].start, window[1].start),
-                    (ys.start == 0, ys.stop == height, xs.start == 0, xs.stop == width),
+                    (
+                        ys.start == scene.seen[0],
+                        ys.stop == height,
+                        xs.start == scene.seen[1],
+                        xs.stop == width,
+                    ),
                     scene.mm,
                 )
             )

@@ -25,6 +25,7 @@ class Scene:
     name: str  # of the image, within its source
     group: str  # coil, scene or piece
     mm: PixelMm | None = None  # None where nobody said
+    seen: tuple[int, int] = (0, 0)  # its first lines and columns that are another scene's, ignored here
 
 
 def pixel_mm(mm_per_px_x: float | None, mm_per_line: float | None) -> PixelMm | None:
@@ -72,10 +73,11 @@ def read_scenes(data: LabelledData, mm: PixelMm | None = None) -> list[Scene]:
         if (found := int(mask[mask != IGNORE].max(initial=0))) > len(data.classes):
             raise UserError(f"{data.root}: mask value {found}, but there are {len(data.classes)} classes")
         if isinstance(sample, ImageFile):
-            name, size = sample.image.relative_to(data.root).as_posix(), mm
+            name, size, seen = sample.image.relative_to(data.root).as_posix(), mm, (0, 0)
         else:
             name, size = f"{sample.roll.roll_id}/{sample.y}-{sample.x}", mm_of(sample.roll)
-        scenes.append(Scene(image[0], mask, name, sample.group, size))
+            seen = sample.seen_y, sample.seen_x
+        scenes.append(Scene(image[0], mask, name, sample.group, size, seen))
     return scenes
 
 

@@ -165,7 +165,7 @@ def test_a_roll_gives_its_tiles_with_a_defect_and_half_as_many_clean(tmp_path):
 
     data = open_labels(path)
 
-    defect = [sample.read()[1].any() for sample in data.samples]
+    defect = [(sample.read()[1] == 2).any() for sample in data.samples]
     assert data.classes == ("pit", "scratch")
     assert sum(defect) == 8
     assert 0 < len(defect) - sum(defect) <= 5
@@ -173,6 +173,33 @@ def test_a_roll_gives_its_tiles_with_a_defect_and_half_as_many_clean(tmp_path):
     image, tile = data.samples[0].read()
     assert (image.shape, tile.shape) == ((2, ROLL_TILE, ROLL_TILE), (ROLL_TILE, ROLL_TILE))
     assert image == pytest.approx(128 / 255)
+
+
+def test_the_last_px_and_lines_of_a_roll_are_in_a_tile_and_none_is_in_two(tmp_path):
+    """A tile that ends with the roll leaves to the one before it what both see."""
+    mask = np.zeros((ROLL_TILE + 130, 2 * ROLL_TILE + 40), dtype=np.uint8)
+    mask[::64, ::30] = mask[-1, -1] = 1
+
+    samples = open_labels(write_roll(tmp_path, "coil-1", mask)).samples
+
+    counted = np.zeros(mask.shape, dtype=np.int64)
+    for sample in samples:
+        _, tile = sample.read()
+        own = counted[sample.y : sample.y + ROLL_TILE, sample.x : sample.x + ROLL_TILE]
+        assert own.shape == tile.shape == (ROLL_TILE, ROLL_TILE)
+        own += tile != IGNORE
+    assert (counted == 1).all()
+    assert sum((sample.read()[1] == 1).sum() for sample in samples) == mask.sum()
+
+
+def test_an_edge_crack_in_the_last_px_of_a_roll_is_a_tile_to_learn_from(tmp_path):
+    mask = np.zeros((ROLL_TILE, ROLL_TILE + 226), dtype=np.uint8)
+    mask[40:60, -4:] = 1
+
+    [sample] = open_labels(write_roll(tmp_path, "coil-1", mask)).samples
+
+    assert sample.x == 226
+    assert (sample.read()[1] == 1).sum() == 80
 
 
 def test_a_folder_of_rolls_is_one_source_with_a_group_for_each_coil(tmp_path):
@@ -203,6 +230,13 @@ def test_a_roll_without_a_mask_or_without_a_defect_is_refused(tmp_path):
     with RollWriter(roll_path(tmp_path, "coil-2"), strip, 8, np.uint8) as writer:
         writer.append(np.zeros((1, 4, 8), dtype=np.uint8))
     refused(writer.path, "no class mask beside it")
+
+
+@pytest.mark.parametrize("size", [(ROLL_TILE, ROLL_TILE - 1), (ROLL_TILE - 1, ROLL_TILE)])
+def test_a_roll_smaller_than_a_tile_is_refused_as_such(tmp_path, size):
+    small = write_roll(tmp_path, "coil-1", np.ones(size, dtype=np.uint8))
+
+    refused(small, f"{size[0]} lines of {size[1]} px: a labelled roll needs at least 256 of both")
 
 
 # Splits and the digest

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from rollsight.inspect.errors import UserError
+from rollsight.inspect.labels import IGNORE
 from rollsight.synth.mask_bank import Deformation, MaskBank, deform, dressed, marks_of, narrow
 from rollsight.synth.patches import Scene
 from rollsight.synth.placing import Density, by_gradients, find_place, pasted
@@ -33,6 +34,18 @@ def test_marks_carry_where_they_come_from_and_one_px_is_none():
     assert (scratch.defect_class, pit.defect_class) == CLASSES[::-1]
     assert scratch.cut == (True, False, False, False) and pit.cut == (False,) * 4
     assert pit.origin == (64, 54) and pit.inside.sum() == 81 and pit.source == "0.png"
+
+
+def test_a_mark_is_cut_off_where_the_px_of_another_scene_begin():
+    """The last tile of a roll holds px of the one before it, ignored: what both see goes on there."""
+    mask = np.zeros((60, 60), dtype=np.uint8)
+    mask[:, :20] = IGNORE
+    mask[10:30, 20:30] = 1
+    tile = Scene(np.full(mask.shape, 0.5, np.float32), mask, "coil-1/0-40", "coil-1", seen=(0, 20))
+
+    [mark] = marks_of([tile], ["pit"])
+
+    assert mark.cut == (False, False, True, False)
 
 
 def test_a_class_of_one_px_defects_is_one_clear_line():
