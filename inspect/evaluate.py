@@ -14,8 +14,10 @@ from rollsight.inspect.metrics import Components, Tally, components, match_hit
 from rollsight.inspect.models import Model
 from rollsight.inspect.pro import LIMIT, Overlap
 from rollsight.inspect.reliability import Reliability, near
-from rollsight.inspect.scan import decide
-from rollsight.inspect.tiles import cell_margins
+from rollsight.inspect.roll_tiles import judged_truth
+from rollsight.inspect.rolls import Roll
+from rollsight.inspect.scan import CORE_LINES, decide
+from rollsight.inspect.tiles import CELL, Grid, cell_margins, up_to_cell
 
 FOREIGN = 254  # label of model classes that the data does not know
 UNKNOWN = -1e9  # logit of data classes that the model does not know
@@ -29,9 +31,10 @@ def evaluate(
 ) -> Tally:
     """Count the model's results on every image of `data`.
 
-    Images are padded all around by reflection to whole cells; only their own pixels count. Pixel
-    figures use the plain argmax, instance figures the model's thresholds. Raises UserError where the
-    model knows none of the data's classes.
+    Images are padded all around by reflection to whole cells; only their own pixels count. Tiles of a
+    roll are seen with the halo that a scan gives them, and judged by whole marks
+    (`roll_tiles.judged_truth`). Pixel figures use the plain argmax, instance figures the model's thresholds.
+    Raises UserError where the model knows none of the data's classes.
     """
     tally = Tally(data.classes)
     for seen in look(model, engine, data, on_image):
@@ -42,9 +45,11 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One image and what the net says of it."""
+    """One image, or what is judged of a tile of a roll, and what the net says of it."""
 
     sample: Sample
+    y: int  # of its first line in the image file or the roll
+    x: int  # of its first px across
     image: NDArray[np.float32]  # (M, H, W) in [0, 1]
     truth: NDArray[np.uint8]  # (H, W)
     logits: NDArray[np.float32]  # (K + 1, H, W) of the model's classes, background first
@@ -60,8 +65,13 @@ def look(
             f"{', '.join(model.card.classes)}: they share no class"
         )
     for number, sample in enumerate(data.samples, start=1):
-        image, truth = sample.read()
-        yield Seen(sample, image, truth, padded_logits(engine, image))
+        if isinstance(sample, ImageFile):
+            image, truth = sample.read()
+            yield Seen(sample, 0, 0, image, truth, padded_logits(engine, image))
+        else:
+            truth, (lines, across) = judged_truth(sample)
+            image, logits = scanned(engine, sample.roll, lines, across, model.card.halo_px)
+            yield Seen(sample, lines.start, across.start, image, truth, logits)
         if on_image is not None:
             on_image(number, len(data.samples))
 
@@ -211,15 +221,11 @@ def _finding(
     rows, columns = crop
     top, left = side.boxes[i][0].start, side.boxes[i][1].start
     sample = seen.sample
-    where = (
-        f"{sample.image.name}, line {top}, px {left}"
-        if isinstance(sample, ImageFile)
-        else f"{sample.group}, line {sample.y + top}, px {sample.x + left}"
-    )
+    name = sample.image.name if isinstance(sample, ImageFile) else sample.group
     return Finding(
         classes[label - 1],
         classes[int(beneath.argmax()) - 1] if beneath.any() else None,
-        where,
+        f"{name}, line {seen.y + top}, px {seen.x + left}",
         int(side.areas[i]),
         float(p[label - 1][own].max()),
         seen.image[0, rows, columns].copy(),
@@ -252,6 +258,29 @@ def padded_logits(engine: Engine, image: NDArray[np.float32]) -> NDArray[np.floa
     down, across = cell_margins(height), cell_margins(width)
     logits = engine(np.pad(image, ((0, 0), down, across), mode="reflect"))
     return logits[:, down[0] : down[0] + height, across[0] : across[0] + width]
+
+
+def scanned(
+    engine: Engine, roll: Roll, lines: slice, across: slice, halo: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A part of a roll, (M, H, W) in [0, 1], and its logits (K + 1, H, W): those that a scan of the roll has.
+
+    The window lies on the cells of the scan's canvas, with the halo as far as the canvas goes. Net and halo
+    in px are of one model.
+    """
+    grid = Grid(roll.lines, roll.width, CORE_LINES, CELL, halo)
+    top, left = (max(0, side.start // CELL * CELL - halo) for side in (lines, across))
+    bottom = min(grid.canvas_lines, up_to_cell(lines.stop) + halo)
+    right = min(grid.canvas_px, up_to_cell(across.stop) + halo)
+    gray = roll.read_unit(top, min(bottom, roll.lines))[:, :, left:right]
+    pad = (0, bottom - top - gray.shape[1]), (0, right - left - gray.shape[2])
+    logits = engine(np.ascontiguousarray(np.pad(gray, ((0, 0), *pad), mode="edge")))
+    part = (
+        slice(None),
+        slice(lines.start - top, lines.stop - top),
+        slice(across.start - left, across.stop - left),
+    )
+    return gray[part].copy(), logits[part]
 
 
 def report(model: Model, data: LabelledData, tally: Tally) -> dict[str, Any]:
