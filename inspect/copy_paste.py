@@ -28,7 +28,7 @@ def fits(component: Component, origin: TrainingImage, crop_px: int) -> bool:
     """Whether a component, any way round, leaves half of a crop free, and no border cut it off."""
     longest: int = max(side.stop - side.start for side in component.box)
     sides = zip(component.box, origin.mask.shape, strict=True)
-    whole = all(side.start > 0 and side.stop < size for side, size in sides)
+    whole = component.is_whole and all(side.start > 0 and side.stop < size for side, size in sides)
     return whole and longest + 2 * RING <= crop_px // 2
 
 

@@ -10,6 +10,7 @@ from rollsight.inspect import augment
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, Sample
 from rollsight.inspect.recipe import Recipe
+from rollsight.inspect.roll_tiles import whole_components
 from rollsight.inspect.tiles import cell_margins
 from scipy import ndimage
 
@@ -22,7 +23,7 @@ class TrainingImage:
     mask: NDArray[np.uint8]  # (H, W) in model classes, 255 ignored
     weight: NDArray[np.float16]  # (H, W) of small components
     regions: NDArray[np.int32] | None  # (H, W) the component nearest to each pixel, from 1, where wanted
-    areas: NDArray[np.int64]  # (C + 1,) px of each component
+    areas: NDArray[np.int64]  # (C + 1,) px of each component, on a roll with those beyond the tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Component:
     id: int  # in its planes
     defect_class: int  # of the model, from 1
     box: tuple[slice, slice]  # lines, columns
+    is_whole: bool  # no px of it lies beyond the tile of a roll
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,11 @@ def read_sources(
     read = [[_read(source, sample, classes) for sample in source.samples] for source in data]
     if len({image.shape[0] for samples in read for image, _ in samples}) > 1:
         raise UserError("the sources differ in their number of lighting modes: train on one number of modes")
-    # Components come from whole masks: a crop would cut slivers off them.
-    found = [[augment.component_areas(mask) for _, mask in samples] for samples in read]
+    # Components come from whole masks: a crop would cut slivers off them, as the border of a tile does.
+    found = [
+        [_components(sample, mask) for sample, (_, mask) in zip(source.samples, samples, strict=True)]
+        for source, samples in zip(data, read, strict=True)
+    ]
     area_ref = augment.reference_area(areas for samples in found for _, areas in samples)
     carried = recipe.instance != "none" or recipe.copy_paste > 0
     sources = []
@@ -92,9 +97,9 @@ def read_sources(
             )
             (top, _), (left, _) = pad
             for i, (y, x) in enumerate(ndimage.find_objects(ids), start=1):
-                value = int(mask[y, x][ids[y, x] == i][0])
+                own = mask[y, x][ids[y, x] == i]
                 box = (slice(y.start + top, y.stop + top), slice(x.start + left, x.stop + left))
-                components.append(Component(number, i, value, box))
+                components.append(Component(number, i, int(own[0]), box, own.size == areas[i]))
         labelled = np.array([True, *(whole or name in source.classes for name in classes)])
         sources.append(Source(images, components, labelled, share))
     return sources
@@ -115,6 +120,13 @@ def _read(
         where = sample.mask if isinstance(sample, ImageFile) else sample.roll.path
         raise UserError(f"{where}: mask value {found}, but {source.root} has {len(source.classes)} classes")
     return image.astype(np.float16), to_model_classes(source, classes)[mask]
+
+
+def _components(sample: Sample, mask: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The components of a sample's mask, as `augment.component_areas`; of a tile with what lies beyond."""
+    if isinstance(sample, ImageFile):
+        return augment.component_areas(mask)
+    return whole_components(sample, mask)
 
 
 def to_model_classes(source: LabelledData, classes: Sequence[str]) -> NDArray[np.uint8]:

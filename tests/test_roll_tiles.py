@@ -7,9 +7,11 @@ from rollsight.inspect.evaluate import evaluate, examine, look, scanned
 from rollsight.inspect.labels import IGNORE, ROLL_TILE, open_labels
 from rollsight.inspect.metrics import Tally
 from rollsight.inspect.models import Card, Model
+from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.roll_tiles import REACH_PX, judged_truth
 from rollsight.inspect.rolls import LabelWriter, RollWriter, Strip, open_roll, roll_path
 from rollsight.inspect.tiles import up_to_cell
+from rollsight.inspect.training_data import read_sources
 
 CLASSES = ("pit", "scratch")
 
@@ -115,6 +117,20 @@ def test_a_mark_longer_than_the_reach_is_judged_by_its_beginning(tmp_path):
         3 * (ROLL_TILE + REACH_PX - 10)
     ]
     assert max(len(truth) for truth in judged) <= ROLL_TILE + REACH_PX
+
+
+def test_a_mark_is_learned_by_its_area_on_the_roll_whatever_a_tile_shows_of_it(tmp_path):
+    """A sliver that the border of a tile cuts off a large mark is no small defect."""
+    mask = marks((256, 600), (1, (20, 60), (200, 260)), (1, (100, 105), (20, 25)), (2, (0, 256), (510, 514)))
+    data = open_labels(write_roll(tmp_path, mask))
+
+    [source] = read_sources([data], CLASSES, Recipe(crop_px=64), [], [])
+
+    assert [sample.x for sample in data.samples] == [0, 256, 344]
+    assert [image.areas[1:].tolist() for image in source.images] == [[2400, 25], [2400, 1024], [1024]]
+    found = [(c.image, source.images[c.image].areas[c.id], c.is_whole) for c in source.components]
+    assert found[:2] == [(0, 2400, False), (0, 25, True)]
+    assert found[2:] == [(1, 2400, False), (1, 1024, False), (2, 1024, False)]
 
 
 def test_a_tile_has_the_logits_that_a_scan_has_there(small_model, tmp_path):
