@@ -58,7 +58,10 @@ class Seen:
 def look(
     model: Model, engine: Engine, data: LabelledData, on_image: Callable[[int, int], None] | None = None
 ) -> Iterator[Seen]:
-    """The net's word on each image of `data`; UserError where the model knows none of its classes."""
+    """The net's word on each image of `data`.
+
+    UserError where the model knows none of its classes, and for a mask with a value beyond them.
+    """
     if not set(model.card.classes) & set(data.classes):
         raise UserError(
             f"{data.root} labels {', '.join(data.classes)}; model {model.card.name} knows "
@@ -66,10 +69,11 @@ def look(
         )
     for number, sample in enumerate(data.samples, start=1):
         if isinstance(sample, ImageFile):
-            image, truth = sample.read()
+            image, truth = data.read(sample)
             yield Seen(sample, 0, 0, image, truth, padded_logits(engine, image))
         else:
             truth, (lines, across) = judged_truth(sample)
+            data.check(sample, truth)
             image, logits = scanned(engine, sample.roll, lines, across, model.card.halo_px)
             yield Seen(sample, lines.start, across.start, image, truth, logits)
         if on_image is not None:

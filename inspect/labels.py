@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -130,6 +130,17 @@ class LabelledData:
 
     def groups(self) -> list[str]:
         return sorted({sample.group for sample in self.samples})
+
+    def read(self, sample: Sample) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image and mask of one of the samples; UserError where `check` refuses the mask."""
+        image, mask = sample.read()
+        self.check(sample, mask)
+        return image, mask
+
+    def check(self, sample: Sample, mask: NDArray[np.uint8]) -> None:
+        """UserError where the mask of a sample has a value beyond the classes."""
+        where = sample.mask if isinstance(sample, ImageFile) else sample.roll.location
+        check_values(mask, self.classes, where, self.root)
 
     def digest(self) -> str:
         """SHA-256 over the files and groups, so that a model's card can name its data."""
@@ -315,6 +326,15 @@ def check_classes(where: Path, names: Any) -> tuple[str, ...]:
     if not valid or len(set(names)) != len(names) or not 0 < len(names) < IGNORE:
         raise UserError(f"{where}: expected a list of 1 to 254 different class names")
     return tuple(names)
+
+
+def check_values(mask: NDArray[np.uint8], classes: Sequence[str], where: Path | str, root: Path) -> None:
+    """UserError where a mask (H, W), read from `where`, has a value beyond the classes of the data `root`."""
+    if (found := int(mask[mask != IGNORE].max(initial=0))) > len(classes):
+        raise UserError(
+            f"{where}: mask value {found}, but {root} has {len(classes)} classes: correct the mask, or name "
+            "its class in the list of classes"
+        )
 
 
 def check_straddling(root: Path, samples: Iterable[Sample], on_fault: OnFault) -> None:

@@ -115,10 +115,7 @@ def _read(
     source: LabelledData, sample: Sample, classes: tuple[str, ...]
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """Image (M, H, W) and mask (H, W) of a sample, in model classes."""
-    image, mask = sample.read()
-    if (found := int(mask[mask != IGNORE].max(initial=0))) > len(source.classes):
-        where = sample.mask if isinstance(sample, ImageFile) else sample.roll.path
-        raise UserError(f"{where}: mask value {found}, but {source.root} has {len(source.classes)} classes")
+    image, mask = source.read(sample)
     return image.astype(np.float16), to_model_classes(source, classes)[mask]
 
 

@@ -25,12 +25,15 @@ class Held:
 
 
 def read_held(data: Sequence[LabelledData], classes: Sequence[str]) -> list[Held]:
-    """Read val splits; UserError where none holds a defect, which gives no mIoU."""
+    """Read val splits; UserError for a mask value beyond the classes, and where none holds a defect.
+
+    Without any there is no mIoU.
+    """
     held = []
     for source in data:
         images, truths = [], []
         for sample in source.samples:
-            image, mask = sample.read()
+            image, mask = source.read(sample)
             pad = [cell_margins(size) for size in mask.shape]
             images.append(np.pad(image.astype(np.float16), [(0, 0), *pad], mode="reflect"))
             truths.append(to_model_classes(source, classes)[mask])

@@ -23,7 +23,15 @@ from rollsight.inspect.checkpoints import CHECKPOINT, Progress, resume, save_che
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.evaluate import padded_logits, probabilities
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, name_within, write_labels
-from rollsight.inspect.labels import IGNORE, SPLITS, ImageFile, check_classes, manifest_rows, read_gray
+from rollsight.inspect.labels import (
+    IGNORE,
+    SPLITS,
+    ImageFile,
+    check_classes,
+    check_values,
+    manifest_rows,
+    read_gray,
+)
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.refine import refine
 from rollsight.inspect.tiles import up_to_cell
@@ -115,9 +123,11 @@ def open_weak(root: Path) -> WeakData:
         if mask is None and row.get("classes") is None:
             raise UserError(f"{where}: no mask, and no column `classes` that says what the image holds")
         present = _values(row.get("classes") or "", classes, where)
-        if mask is not None and not present:  # the mask says it
-            values = np.unique(ImageFile(image, mask, "", "").read()[1]).tolist()
-            present = tuple(value for value in values if 0 < value < IGNORE)
+        if mask is not None:
+            found = ImageFile(image, mask, "", "").read()[1]
+            check_values(found, classes, mask, root)
+            if not present:  # the mask says it
+                present = tuple(value for value in np.unique(found).tolist() if 0 < value < IGNORE)
         samples.append(WeakSample(image, present, mask, row["split"], row["group"]))
     return WeakData(root, classes, tuple(samples))
 

@@ -66,6 +66,9 @@ def train_model(
     taught = None
     if teacher is not None:
         taught, recipe = (teacher.net(), teacher.card.classes), replace(recipe, teacher=teacher.hash)
+    for source in held:  # what is wrong with them is known before the hours of a training, not after
+        for sample in source.samples:
+            source.read(sample)
     run = plant.models / f".{name}.training"
     net = train(
         learned,

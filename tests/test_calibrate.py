@@ -200,6 +200,15 @@ def test_ignored_data_is_refused(tmp_path):
         fit_thresholds(model_of("pit"), pits_only, data, budget_per_mpx=60.0)
 
 
+def test_a_mask_value_beyond_the_classes_is_refused_with_the_file(tmp_path):
+    gray = np.full((SIDE, SIDE), 120, np.uint8)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[:4, :4] = 3
+    data = open_labels(folder(tmp_path / "d", [(gray, mask)]))
+    with pytest.raises(UserError, match=r"0_mask.png: mask value 3, but .* has 2 classes"):
+        fit_thresholds(model_of("pit"), pits_only, data, budget_per_mpx=60.0)
+
+
 def test_a_net_that_is_three_times_too_sure_gets_temperature_three(tmp_path):
     """Masks drawn from the probability that the gray stands for."""
     rng = np.random.default_rng(2)

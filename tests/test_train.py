@@ -320,6 +320,13 @@ def test_a_val_split_without_a_defect_cannot_judge(data, tmp_path):
 # What else a recipe may ask for
 
 
+def test_a_val_mask_with_a_value_beyond_the_classes_judges_nothing(tmp_path):
+    held = [source(tmp_path / "a", ("pit",), (gray(), gray(value=2)))]
+
+    with pytest.raises(UserError, match=r"0_mask.png: mask value 2, but .* has 1 classes"):
+        read_held(held, ("pit",))
+
+
 def test_deep_supervision_trains_the_depths_that_the_net_gives(data, tmp_path):
     deep = replace(TINY, net="unet", steps=2, deep_supervision=True)
     net = train(data, tmp_path / "deep", deep)

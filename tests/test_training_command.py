@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -195,6 +196,17 @@ def labelled_roll(folder, lighting):
     labels.write(0, mask)
     labels.close()
     return path
+
+
+def test_a_val_mask_with_a_value_beyond_the_classes_is_refused_before_the_first_step(data, tmp_path):
+    """It was told after all steps, or learned as background where a patience judges by it."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    Image.fromarray(np.full((128, 128), 3, dtype=np.uint8)).save(copy / "4_mask.png")
+
+    with pytest.raises(UserError, match=r"4_mask.png: mask value 3, but .* has 2 classes"):
+        run(tmp_path / "plant", "train", "m", "--data", copy, *SMALLEST, "--steps", 1)
+    assert not list((tmp_path / "plant").rglob("*.training"))
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,19 @@ def test_folders_that_say_too_little_are_refused_in_one_line(weak_folder, tmp_pa
         learn(only_pits, tmp_path / "run", steps=1)
 
 
+def test_a_mask_value_beyond_the_classes_is_refused_whether_the_manifest_tells_the_classes_or_not(
+    weak_folder,
+):
+    Image.fromarray(np.full((72, 80), 3, dtype=np.uint8)).save(weak_folder / "1_mask.png")
+    with pytest.raises(UserError, match=r"1_mask.png: mask value 3, but .* has 2 classes"):
+        open_weak(weak_folder)
+
+    manifest = weak_folder / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("piece-1,2", "piece-1,"))
+    with pytest.raises(UserError, match=r"1_mask.png: mask value 3, but .* has 2 classes"):
+        open_weak(weak_folder)
+
+
 def test_what_has_no_mask_judges_nothing(weak_folder, tmp_path):
     data = open_weak(weak_folder)
     samples = tuple(s for s in data.samples if s.split != "val")
