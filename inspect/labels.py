@@ -1,9 +1,9 @@
 """Labelled data: images with class masks, in groups that never straddle train, val and test.
 
 Three layouts are read: a folder with `manifest.csv` and `classes.json`; a plain mask folder with
-`images/` and `masks/` (or the same under `train/`, `val/`, `test/`) and `classes.json`; a roll with a
-class mask beside it, or a folder of such rolls. The group of a sample is its coil, scene or piece: what
-a split must not cut.
+`images/` and `masks/` (or the same under `train/`, `val/`, `test/`) and `classes.json`; a roll with the
+class mask `truth` beside it, or a folder of such rolls. The group of a sample is its coil, scene or piece:
+what a split must not cut.
 """
 
 import csv
@@ -30,6 +30,7 @@ SHARES = (0.70, 0.85)  # where a plain folder has no split: train below the firs
 MAX_SIDE = 16_384  # px: a labelled image is a patch; whole rolls come as rolls
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # as Pillow names them: no other of its decoders is tried
+TRUTH_LABEL = "truth"  # the class mask of a roll that is known to be right; a scan's has the id of its run
 ROLL_TILE = 256  # px: the tile in which a labelled roll is sampled
 CLEAN_TILES = 0.5  # clean tiles kept per tile with a defect
 
@@ -270,23 +271,27 @@ def split_of(group: str) -> str:
 def _from_roll(roll: Roll) -> LabelledData:
     """Tiles of a labelled roll: each with a defect, and half as many clean ones; the group is the coil.
 
-    The tiles cover the roll to its right side and its last line. The mask `truth` is used where the roll has
-    it, else the last one.
+    The tiles cover the roll to its right side and its last line. The mask is the one named `truth`: those of
+    scans are what a model found, which teaches it nothing and finds it faultless.
     """
     names = roll.label_names()
     if not names:
         raise UserError(f"{roll.path}: the roll has no class mask beside it: nothing to learn from")
+    if TRUTH_LABEL not in names:
+        raise UserError(
+            f"{roll.path}: its only class masks are {', '.join(names)}, as scans leave them, and what a "
+            f"model found neither teaches nor judges one: give a roll whose labels are named {TRUTH_LABEL!r}"
+        )
     if min(roll.lines, roll.width) < ROLL_TILE:
         raise UserError(
             f"{roll.path}: {roll.lines} lines of {roll.width} px: a labelled roll needs at least {ROLL_TILE} "
             "of both; give smaller images as a folder with images, masks and classes.json"
         )
-    label = "truth" if "truth" in names else names[-1]
     clean_share = np.random.default_rng(0)
     samples = []
     with_defect = clean = 0
     for y, seen_y in _tile_origins(roll.lines):
-        mask = roll.read_label(label, y, y + ROLL_TILE)[seen_y:]
+        mask = roll.read_label(TRUTH_LABEL, y, y + ROLL_TILE)[seen_y:]
         gray = roll.read_unit(y + seen_y, y + ROLL_TILE).mean(axis=(0, 1))
         for x, seen_x in _tile_origins(roll.width):
             own = slice(x + seen_x, x + ROLL_TILE)
@@ -294,11 +299,11 @@ def _from_roll(roll: Roll) -> LabelledData:
             # Clean tiles of the strip, and of its edges; not of the bare background beside it.
             wanted = clean < CLEAN_TILES * with_defect and gray[own].mean() > 0.05
             if defect or (wanted and clean_share.random() < 0.5):
-                samples.append(RollTile(roll, label, y, x, ANY_SPLIT, roll.roll_id, seen_y, seen_x))
+                samples.append(RollTile(roll, TRUTH_LABEL, y, x, ANY_SPLIT, roll.roll_id, seen_y, seen_x))
                 with_defect, clean = with_defect + defect, clean + (not defect)
     if not samples:
-        raise UserError(f"{roll.path}: its mask {label!r} marks no defect: nothing to learn from")
-    return LabelledData(roll.path, roll.label_classes(label), tuple(samples))
+        raise UserError(f"{roll.path}: its mask {TRUTH_LABEL!r} marks no defect: nothing to learn from")
+    return LabelledData(roll.path, roll.label_classes(TRUTH_LABEL), tuple(samples))
 
 
 def _tile_origins(size: int) -> Iterator[tuple[int, int]]:

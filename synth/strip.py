@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.labels import TRUTH_LABEL
 from rollsight.inspect.rolls import SHARD_LINES, LabelWriter, Roll, RollWriter, Strip
 from rollsight.synth.noise import Bools, Doubles, Floats, Mask, generator
 from rollsight.synth.outline import MIN_WIDTH_PX, Outline, background
@@ -57,7 +58,6 @@ MARKERS = ("weld", *DROPS_PER_M)
 DARK_LINES = 100  # lines of the default blackout: 0.3 % of a 30 m strip
 DARK_FROM_LINES = 20_000  # a shorter strip has no default blackout
 
-TRUTH_LABEL = "truth"  # name of the class mask on a simulated roll
 TRUTH_FILE = "truth.parquet"  # the truth table, in the roll's folder
 
 TRUTH_SCHEMA = pa.schema(

@@ -56,17 +56,22 @@ def plain(tmp_path):
     return tmp_path
 
 
-def write_roll(folder, roll_id, mask, modes=1, classes=("pit", "scratch")):
-    """A gray roll with the mask (lines, W) beside it as `truth`."""
+def write_roll(folder, roll_id, mask, modes=1, classes=("pit", "scratch"), name="truth"):
+    """A gray roll with the mask (lines, W) beside it, named as given."""
     lines, width = mask.shape
     strip = Strip(roll_id, "top", tuple(f"mode-{i}" for i in range(modes)), mm_per_px_x=1.0, mm_per_line=1.0)
     path = roll_path(folder, roll_id)
     with RollWriter(path, strip, width, np.uint8) as writer:
         writer.append(np.full((modes, lines, width), 128, dtype=np.uint8))
-    labels = LabelWriter.create(path, "truth", classes, lines=lines, width=width, shard_lines=4096)
+    write_mask(path, name, mask, classes)
+    return path
+
+
+def write_mask(path, name, mask, classes=("pit", "scratch")):
+    lines, width = mask.shape
+    labels = LabelWriter.create(path, name, classes, lines=lines, width=width, shard_lines=4096)
     labels.write(0, mask)
     labels.close()
-    return path
 
 
 # The layouts
@@ -230,6 +235,20 @@ def test_a_roll_without_a_mask_or_without_a_defect_is_refused(tmp_path):
     with RollWriter(roll_path(tmp_path, "coil-2"), strip, 8, np.uint8) as writer:
         writer.append(np.zeros((1, 4, 8), dtype=np.uint8))
     refused(writer.path, "no class mask beside it")
+
+
+def test_what_a_scan_found_on_a_roll_is_no_label(tmp_path):
+    """Judged by it a model is faultless, and trained on it a model learns its own faults."""
+    found = np.ones((ROLL_TILE, ROLL_TILE), dtype=np.uint8)
+    path = write_roll(tmp_path, "coil-1", found, name="3f0c9a2b71de")
+
+    refused(path, "only class masks are 3f0c9a2b71de, as scans leave them.* are named 'truth'")
+
+    truth = np.zeros_like(found)
+    truth[5:9, 5:9] = 2
+    write_mask(path, "truth", truth)
+    [sample] = open_labels(path).samples
+    assert np.array_equal(sample.read()[1], truth)
 
 
 @pytest.mark.parametrize("size", [(ROLL_TILE, ROLL_TILE - 1), (ROLL_TILE - 1, ROLL_TILE)])
