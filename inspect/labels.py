@@ -230,13 +230,23 @@ def _from_manifest(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
 
 
 def manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
-    """The lines of a manifest by column; UserError where it is no table or lacks one of COLUMNS."""
+    """The lines of a manifest by column, all columns in the order of its first line.
+
+    UserError where it is no table, lacks one of COLUMNS or has a line with more cells than columns.
+    """
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:  # with or without Excel's mark
             rows = csv.DictReader(file)
             if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
                 raise UserError(f"{manifest}: no column {', '.join(missing)}: it needs {', '.join(COLUMNS)}")
-            yield from rows
+            for row in rows:
+                if beyond := row.get(None):  # under this key DictReader puts further cells
+                    named = len(row) - 1
+                    raise UserError(
+                        f"{manifest} line {rows.line_num}: {named + len(beyond)} cells, but the first line "
+                        f"names {named} columns: take out {beyond[0]!r}, or name its column"
+                    )
+                yield row
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{manifest}: not a CSV file in UTF-8 ({error})") from None
 

@@ -86,7 +86,8 @@ def write_split(
         for value in classes:
             counts[split_name][names[value]] = counts[split_name].get(names[value], 0) + 1
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(table[0]) if listed else COLUMNS, lineterminator="\n")
+    columns = list(next(iter(rows.values()))) if listed else COLUMNS  # the manifest's, in its order
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     write_durably(manifest, text.getvalue().encode())

@@ -66,6 +66,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_another_split(plain):
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("number", [2, 7])
+def test_a_line_with_a_cell_too_many_is_refused_and_the_manifest_kept(plain, number):
+    write_split(plain)
+    manifest = plain / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    lines[number - 1] += ",rust"
+    manifest.write_text("\n".join(lines) + "\n")
+    before = manifest.read_bytes()
+
+    with pytest.raises(UserError, match=rf"line {number}: 5 cells, .* names 4 columns: take out 'rust'"):
+        write_split(plain, overwrite=True)
+    assert manifest.read_bytes() == before
+
+
 def test_a_manifest_is_kept_unless_told(plain):
     write_split(plain)
     before = (plain / "manifest.csv").read_bytes()
