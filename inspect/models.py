@@ -295,10 +295,12 @@ def _readme(card: Card) -> str:
     lines = [f"# Model {card.name}", "", f"Net `{card.net}`, classes: {', '.join(card.classes)}.", ""]
     lines += [f"- {note}" for note in card.notes]
     lines += ["", "## Trained on", ""]
-    for source in card.trained_on:
-        lines.append(
-            f"- {source['source']} ({source['split']}): {source['images']} images, {source['groups']} groups"
+    for entry in card.trained_on:
+        # A card that was written by hand may lack some, and a model that began from it inherits the entry.
+        source, split, images, groups = (
+            entry.get(key, "?") for key in ("source", "split", "images", "groups")
         )
+        lines.append(f"- {source} ({split}): {images} images, {groups} groups")
     lines += ["", "## How it did", ""]
     for metric in card.metrics:
         lines += [f"### {metric['data']}, {metric['split']} ({metric['n_images']} images)", ""]

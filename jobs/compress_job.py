@@ -20,6 +20,7 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import model_classes, train
 from rollsight.inspect.windows import cut_windows
+from rollsight.jobs.train_job import learned_from
 
 FINE_TUNING_STEPS = 600
 FINE_TUNING_RATE = 5e-4  # half of what a net begins with
@@ -186,7 +187,7 @@ def _pruned(
             "name": folder.name,
             "classes": classes,
             "thresholds": {name: original.card.thresholds[name] for name in classes},
-            "trained_on": original.card.trained_on,
+            "trained_on": learned_from([describe(source, "train") for source in learned], original),
             "recipe": {field.name: getattr(recipe, field.name) for field in fields(recipe)},
             "compressed": {
                 "method": "pruned",

@@ -46,6 +46,7 @@ def train_model(
     """Train on the train split of each source and put the model into the plant as `models/<name>`.
 
     The figures on the val splits, where sources have one, go on the card; `patience` judges by these splits.
+    With `init` what that model learned from stands on the card too.
     The folder `training` in the model has what the training was: configuration, curve, curves and worst val
     images as PNG. Raises UserError for a name that is taken or data that cannot be trained on. Interrupted,
     the same call goes on.
@@ -89,7 +90,7 @@ def train_model(
         "classes": classes,
         "thresholds": dict.fromkeys(classes, THRESHOLD),
         "thresholds_basis": THRESHOLD_BASIS,
-        "trained_on": [describe(source, "train") for source in learned],
+        "trained_on": learned_from([describe(source, "train") for source in learned], init),
         "recipe": {
             **asdict(recipe),
             "shares": list(shares),
@@ -108,6 +109,22 @@ def train_model(
     model.folder.rename(plant.models / name)
     shutil.rmtree(run)
     return plant.model(name)
+
+
+def learned_from(described: Sequence[dict[str, Any]], init: Model | None) -> list[dict[str, Any]]:
+    """`trained_on` of a card: the sources of a training, as described, then those of the model it began from.
+
+    What `init` saw the new model has seen: figures on those groups say nothing of it either. A source of the
+    same digest stands once.
+    """
+    told = {entry["digest"]: entry for entry in described}
+    for entry in init.card.trained_on if init is not None else ():
+        inherited = dict(entry)
+        if "group_names" in inherited:  # once each: labels grow from retraining to retraining, cards may not
+            named = {name for earlier in told.values() for name in earlier.get("group_names", ())}
+            inherited["group_names"] = [name for name in inherited["group_names"] if name not in named]
+        told.setdefault(str(inherited.get("digest", inherited)), inherited)
+    return list(told.values())
 
 
 def keep_training(run: Path, model: Model, held: Sequence[LabelledData]) -> None:

@@ -40,6 +40,7 @@ RECIPE = Recipe(
     learning_rate=4e-3,
     ema_half_life=5,
 )
+COUNTS = {"images": 1, "groups": 1, "digest": "0" * 64}
 BUDGET = 200.0  # false alarms per Mpx: what four clean tiles can show
 
 
@@ -78,6 +79,7 @@ def plant(pits, tmp_path_factory):
         "classes": ("pit",),
         "thresholds": {"pit": 0.5},
         "thresholds_basis": "none",
+        "trained_on": [{"source": "earlier", "split": "train", "group_names": ["earlier-1"], **COUNTS}],
         "recipe": {name: getattr(RECIPE, name) for name in ("steps", "batch", "crop_px", "mosaic")},
     }
     save_model(home.models / "whole", net, card, cut_windows([learned], GOLDEN_WINDOWS, 64))
@@ -335,6 +337,7 @@ def test_a_pruned_model_goes_through_fine_tuning_and_gate_and_into_int8(plant, p
     assert after < 0.7 * before
     assert made.model.card.recipe["init"] == f"{original.hash} without 0.25"
     assert made.model.card.recipe["teacher"] == original.hash
+    assert made.model.card.groups() == {*pits.of_split("train").groups(), "earlier-1"}
     p = [softmax(open_engine(made.model, name)[1](strip), axis=0) for name in ("onnx", "torch")]
     assert abs(p[0] - p[1]).max() < 1e-3
 
