@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from rollsight.jobs.train_job import learned_from
 
 FINE_TUNING_STEPS = 600
 FINE_TUNING_RATE = 5e-4  # half of what a net begins with
+BY_SOURCE = ("shares", "exhaustive", "until")  # of a card's recipe: one value for each source learned from
 
 OnDone = Callable[[str, int, int | None], None]  # what is under way, done, total
 
@@ -170,10 +171,15 @@ def _pruned(
     net = prune(whole, share)
     renew_norms(net, cut_windows(learned, CALIBRATION_WINDOWS, CALIBRATION_PX))
     recipe = _fine_tuning(original, share, steps)
+    described = [describe(source, "train") for source in learned]
+    by_source = _in_order(recipe_by_source(original, len(learned))[0], original, described)
     trained = train(
         learned,
         folder.parent,
         recipe,
+        shares=by_source.get("shares", ()),
+        exhaustive=by_source.get("exhaustive", ()),
+        until=by_source.get("until", ()),
         on_step=lambda step, _: told(f"fine-tune {folder.name}", step, steps),
         init=(net, original.card.classes),
         teacher=(whole, original.card.classes),
@@ -187,8 +193,8 @@ def _pruned(
             "name": folder.name,
             "classes": classes,
             "thresholds": {name: original.card.thresholds[name] for name in classes},
-            "trained_on": learned_from([describe(source, "train") for source in learned], original),
-            "recipe": {field.name: getattr(recipe, field.name) for field in fields(recipe)},
+            "trained_on": learned_from(described, original),
+            "recipe": {**asdict(recipe), **by_source},
             "compressed": {
                 "method": "pruned",
                 "share": share,
@@ -215,6 +221,29 @@ def _fine_tuning(original: Model, share: float, steps: int) -> Recipe:
         teacher=original.hash,
         init=f"{original.hash} without {share:g}",
     )
+
+
+def recipe_by_source(original: Model, sources: int) -> tuple[dict[str, list[Any]], list[str]]:
+    """What the original's recipe says of each source, as `train` takes it; and the names of what is left out.
+
+    Left out is what was said of another number of sources than are learned from now.
+    """
+    recipe = original.card.recipe
+    told = {name: recipe[name] for name in BY_SOURCE if isinstance(recipe.get(name), list)}
+    fits = {name: values for name, values in told.items() if len(values) == sources}
+    # Empty, or False for every source, is the default: nothing is lost.
+    return fits, [name for name, values in told.items() if name not in fits and any(values)]
+
+
+def _in_order(
+    by_source: dict[str, list[Any]], original: Model, described: Sequence[dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """The same for the sources as they stand now, where these are the original's own in another order."""
+    known = [entry.get("digest") for entry in original.card.trained_on[: len(described)]]
+    now = [entry["digest"] for entry in described]
+    if len({*now}) < len(now) or {*known} != {*now}:
+        return by_source
+    return {name: [values[known.index(one)] for one in now] for name, values in by_source.items()}
 
 
 def _made_now() -> dict[str, str]:

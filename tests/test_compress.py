@@ -15,7 +15,7 @@ from rollsight.inspect.compress import Gate, Judged
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.golden import GOLDEN, GOLDEN_WINDOWS, check_golden, write_golden
-from rollsight.inspect.labels import open_labels
+from rollsight.inspect.labels import describe, open_labels
 from rollsight.inspect.metrics import Tally
 from rollsight.inspect.models import open_model, save_model, sha256_of, update_card
 from rollsight.inspect.nets import NETS
@@ -27,7 +27,7 @@ from rollsight.inspect.quantise import quantise
 from rollsight.inspect.train import Recipe, begin_from, train
 from rollsight.inspect.windows import cut_windows
 from rollsight.jobs.commands.compress import compress
-from rollsight.jobs.compress_job import compress_model
+from rollsight.jobs.compress_job import compress_model, recipe_by_source
 from scipy.special import softmax
 
 RECIPE = Recipe(
@@ -345,6 +345,42 @@ def test_a_pruned_model_goes_through_fine_tuning_and_gate_and_into_int8(plant, p
 
     assert again.about["parent"] == "narrow"
     assert again.about["graph_bytes"][1] < made.about["graph_bytes"][1] / 2
+
+
+def of_two_sources(plant, name, trained_on, **recipe):
+    """The model that finds the pits under another name, as if it had been trained so."""
+    shutil.copytree(plant.models / "whole", plant.models / name)
+    whole = plant.model(name)
+    return update_card(
+        whole, name=name, trained_on=trained_on, recipe={**whole.card.recipe, "steps": 100, **recipe}
+    )
+
+
+def test_fine_tuning_draws_its_sources_as_the_training_did_in_whatever_order_they_are_given(plant, pits):
+    fewer = replace(pits, samples=pits.samples[4:])
+    trained_on = [describe(source.of_split("train"), "train") for source in (fewer, pits)]
+    asked = {"shares": [1.0, 3.0], "exhaustive": [True, False], "until": [0.5, 1.0]}
+    original = of_two_sources(plant, "two", trained_on, **asked)
+
+    made = compress_model(
+        plant, original, "two-narrow", [pits, fewer], budget_per_mpx=BUDGET, prune_share=0.25, steps=30
+    )
+
+    assert made.model is not None
+    turned = {"shares": [3.0, 1.0], "exhaustive": [False, True], "until": [1.0, 0.5]}
+    assert {name: made.model.card.recipe[name] for name in asked} == turned
+    assert recipe_by_source(original, 2) == (asked, [])
+
+
+def test_what_the_recipe_says_of_other_sources_is_left_out_and_said(plant, pits, capsys):
+    asked = {"shares": [1.0, 3.0], "exhaustive": [False, False], "until": [0.5, 1.0]}
+    original = of_two_sources(plant, "two-others", [], **asked)
+    error = told(compress, "two-others", "x", [pits.root], prune=0.25, budget=1.0, home=plant.home)
+
+    assert recipe_by_source(original, 1) == ({}, ["shares", "until"])
+    assert "cannot be shown" in str(error)  # that small a budget: nothing was trained yet
+    [line] = capsys.readouterr().err.splitlines()
+    assert "the shares and until of two-others's recipe are of another number of sources than the 1" in line
 
 
 # The gate

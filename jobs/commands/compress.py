@@ -52,7 +52,7 @@ def compress(
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
-    from rollsight.jobs.compress_job import FINE_TUNING_STEPS, compress_model
+    from rollsight.jobs.compress_job import FINE_TUNING_STEPS, compress_model, recipe_by_source
 
     plant, sources = open_plant(home), [open_labels(path) for path in data]
     original = plant.model(model)
@@ -64,6 +64,11 @@ def compress(
             f"model {original.card.name} has no budget of false alarms on its card: "
             "give --budget, above 0, so that both models are judged alike",
             USAGE,
+        )
+    if prune is not None and (left_out := recipe_by_source(original, len(sources))[1]):
+        console.note(
+            f"the {' and '.join(left_out)} of {model}'s recipe are of another number of sources than the "
+            f"{len(sources)} --data given: fine-tuned without"
         )
     torch.set_num_threads(threads or slots())
     with console.count_progress(f"compress {model}", "steps") as bar:
