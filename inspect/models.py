@@ -163,6 +163,11 @@ def model_names(models: Path) -> list[str]:
     return [*SHIPPED, *sorted(own - set(SHIPPED))]
 
 
+def is_shipped(model: Model) -> bool:
+    """Whether the model is the package's own, by whatever name or path it was opened."""
+    return model.folder.resolve() in {folder.resolve() for folder in SHIPPED.values()}
+
+
 def decides(card: Card) -> str:
     """SHA-256 of what decides classes beside weights and graph: thresholds and temperature."""
     told = [sorted(card.thresholds.items()), card.temperature]

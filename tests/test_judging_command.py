@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from PIL import Image
-from rollsight.inspect.models import open_model, update_card
+from rollsight.inspect.models import SHIPPED, decides, open_model, update_card
+from rollsight.inspect.promoted import Step, add_step
 from rollsight.jobs.cli import main
 
 
@@ -104,6 +105,8 @@ def test_calibrate_keeps_thresholds_temperature_and_digest_in_the_model(inspect,
     ("arguments", "code", "named"),
     [
         (("default",), 2, "default"),
+        (("fast",), 2, "belongs to the package"),
+        ((SHIPPED["fast"],), 2, "belongs to the package"),
         (("one", "--split", "test"), 2, "test"),
         (("one", "--budget", "0"), 2, "--budget"),
         (("one", "--budget", "1"), 1, "cannot be shown on 0.0346 Mpx"),
@@ -118,3 +121,29 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line_and_nothing_changes(
     assert (found, len(err.splitlines())) == (code, 1)
     assert named in err
     assert (plant / "models" / "one" / "card.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("model", ["default", "fast", SHIPPED["fast"], SHIPPED["default"] / "."])
+def test_no_figure_is_written_into_the_package(inspect, data, model):
+    before = [(folder / "card.json").read_bytes() for folder in SHIPPED.values()]
+    code, _, err = inspect("evaluate", model, "--data", data, "--split", "val", "--card")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "belongs to the package" in err
+    assert [(folder / "card.json").read_bytes() for folder in SHIPPED.values()] == before
+
+
+def test_a_promoted_default_is_the_plants_own_to_judge_and_to_fit(inspect, plant, data):
+    """Fitted it is no longer what was promoted, which is said."""
+    one = open_model("one", plant / "models")
+    add_step(
+        plant / "models",
+        Step(model="one", model_hash=one.hash, decides=decides(one.card), at="", by="qe", why="promoted"),
+    )
+    code, _, err = inspect("evaluate", "default", "--data", data, "--split", "val", "--card")
+    assert (code, err) == (0, "")
+    assert [m["split"] for m in open_model("default", plant / "models").card.metrics] == ["val"]
+
+    code, _, err = inspect("calibrate", "default", "--data", data)
+    assert code == 0
+    assert "as `default` nothing opens it until `inspect models promote one`" in err
+    assert open_model("one", plant / "models").card.calibrated_on["split"] == "val"

@@ -31,6 +31,7 @@ def evaluate(
     """Tell how a model does on labelled data, with intervals over groups, and write a page of it."""
     from rollsight.inspect.engines import open_engine
     from rollsight.inspect.evaluate import examine, examined
+    from rollsight.inspect.models import is_shipped
     from rollsight.inspect.plant import open_plant
     from rollsight.inspect.report.evaluation import write_evaluation
     from rollsight.jobs import console
@@ -38,9 +39,10 @@ def evaluate(
 
     chosen, plant = _open_data(data, split), open_plant(home)
     file = plant.model(model)
-    if card and model == "default":
+    if card and is_shipped(file):
         raise UserError(
-            "--card: the shipped model's card belongs to the package; evaluate a model of the plant", USAGE
+            f"--card: the card of {file.card.name} belongs to the package; evaluate a model of the plant",
+            USAGE,
         )
     source = chosen.root.name.removesuffix(".zarr")
     page = page or plant.home / "runs" / EVALUATIONS / f"{file.card.name}-{source}-{split}.html"
@@ -131,19 +133,24 @@ def calibrate(
     from rollsight.inspect.engines import open_engine
     from rollsight.inspect.evaluate import card_metric, m2_per_mpx
     from rollsight.inspect.labels import describe
-    from rollsight.inspect.models import update_card
+    from rollsight.inspect.models import decides, is_shipped, update_card
     from rollsight.inspect.plant import open_plant
+    from rollsight.inspect.promoted import read_pointer
     from rollsight.jobs import console
 
-    if model == "default":
-        raise UserError(
-            "calibrate default: the shipped model's card belongs to the package; copy its folder first", USAGE
-        )
     if split == "test":
         raise UserError("--split test: what is fitted on it cannot be tested on it; use val", USAGE)
     if budget is not None and not budget > 0:
         raise UserError(f"--budget {budget}: it must be above 0", USAGE)
-    chosen, file = _open_data(data, split), open_plant(home).model(model)
+    plant = open_plant(home)
+    file = plant.model(model)
+    if is_shipped(file):
+        raise UserError(
+            f"calibrate {model}: the card of {file.card.name} belongs to the package; "
+            f"copy its folder into {plant.models} first",
+            USAGE,
+        )
+    chosen = _open_data(data, split)
     scale = m2_per_mpx(chosen)
     with console.count_progress(f"calibrate {model}", "images") as on_done:
         fitted = fit_thresholds(
@@ -162,6 +169,17 @@ def calibrate(
     ]
     fields["metrics"] = [card_metric(about["source"], split, fitted.tally)]
     changed = update_card(file, **fields)
+    step = read_pointer(plant.models).now
+    if (
+        step is not None
+        and step.model is not None
+        and file.folder.resolve() == (plant.models / step.model).resolve()
+        and step.decides != decides(changed.card)
+    ):
+        console.note(
+            f"{step.model} is the default and was promoted with other thresholds: as `default` nothing opens "
+            f"it until `inspect models promote {step.model}`"
+        )
     if as_json:
         console.emit({"name": file.card.name, "path": str(file.folder), **fields, "taken_off_card": stale})
         return
