@@ -25,7 +25,7 @@ from rollsight.inspect.evaluate import evaluate
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.models import Model, decides, open_model
 from rollsight.inspect.plant import Plant, read_yaml
-from rollsight.inspect.promoted import SHIPPED, Step, add_step, read_pointer
+from rollsight.inspect.promoted import POINTER, SHIPPED, Step, add_step, read_pointer
 
 GATES_FILE = "gates.yaml"
 Figure = Literal["miou", "f1_h", "recall_tiny_small", "fa_per_mpx"]
@@ -90,18 +90,20 @@ def read_gates(plant: Plant) -> Gates:
 def judge(
     plant: Plant, name: str, *, engine: str = "auto", on_image: OnImage | None = None
 ) -> tuple[Model, list[Verdict]]:
-    """Hold the model against every gate; its figures and the default's are counted on the same images.
+    """Hold the model against every gate; where one compares, the default's figures are of the same images.
 
     Returns the model that was judged as well. UserError 2 where it is the default already, 78 for gates that
     cannot be asked.
     """
-    gates, candidate, present = read_gates(plant), _own(plant, name), plant.model("default")
-    if (candidate.hash, decides(candidate.card)) == (present.hash, decides(present.card)):
+    gates, candidate = read_gates(plant), _own(plant, name)
+    if _is_default(plant, candidate):
         raise UserError(f"model {name!r} is the default already", USAGE)
+    # Elsewhere the default has no say: it may know other classes, or have been changed since its promotion.
+    present = plant.model("default") if any(gate.no_worse for gate in gates.gates) else None
     found: list[Verdict] = []
     for gate in gates.gates:
         data = _data(plant, gate)
-        found += _judged(gate, candidate, present, data, engine, on_image)
+        found += _judged(gate, candidate, present if gate.no_worse else None, data, engine, on_image)
     return candidate, found
 
 
@@ -143,7 +145,10 @@ def roll_back(plant: Plant, *, by: str, at: datetime) -> Step:
     if before is not None and before.model is not None:
         model = open_model(before.model, plant.models)
         if (model.hash, decides(model.card)) != (before.model_hash, before.decides):
-            raise UserError(f"model {before.model!r} was changed since it was the default: promote it anew")
+            raise UserError(
+                f"model {before.model!r} was changed since it was the default: promote it anew, or take "
+                f"{plant.models / POINTER} away to return to the shipped model"
+            )
     step = Step(
         model=None if before is None else before.model,
         model_hash="" if before is None else before.model_hash,
@@ -184,6 +189,16 @@ def _own(plant: Plant, name: str) -> Model:
     return model
 
 
+def _is_default(plant: Plant, model: Model) -> bool:
+    """Whether the model is what `default` means now; a default that was changed or is gone is no model."""
+    read_pointer(plant.models)  # a damaged list of promotions is told before anything is judged
+    try:
+        present = plant.model("default")
+    except UserError:
+        return False
+    return (model.hash, decides(model.card)) == (present.hash, decides(present.card))
+
+
 def _data(plant: Plant, gate: GateSet) -> LabelledData:
     try:
         return open_labels(plant.home / Path(gate.data)).of_split(gate.split)
@@ -192,13 +207,21 @@ def _data(plant: Plant, gate: GateSet) -> LabelledData:
 
 
 def _judged(
-    gate: GateSet, candidate: Model, present: Model, data: LabelledData, engine: str, on_image: OnImage | None
+    gate: GateSet,
+    candidate: Model,
+    present: Model | None,  # the default; None where the gate does not compare
+    data: LabelledData,
+    engine: str,
+    on_image: OnImage | None,
 ) -> list[Verdict]:
     where = f"{gate.data} {gate.split}"
-    tallies = {"default": evaluate(present, open_engine(present, engine)[1], data, on_image=on_image)}
-    tallies["candidate"] = evaluate(candidate, open_engine(candidate, engine)[1], data, on_image=on_image)
+    models = {"candidate": candidate} if present is None else {"default": present, "candidate": candidate}
+    tallies = {
+        who: evaluate(model, open_engine(model, engine)[1], data, on_image=on_image)
+        for who, model in models.items()
+    }
     told = compare(tallies)
-    figures, difference = told["models"][1], told["differences"][0]
+    figures, differences = told["models"][-1], told["differences"]
     seen = sorted(candidate.card.groups() & {sample.group for sample in data.samples})
     names = f"{len(seen)}: {', '.join(seen[:3])}" if seen else "none"
     rows = [Verdict(where, "groups that it was trained on: none", names, not seen)]
@@ -211,13 +234,14 @@ def _judged(
         passed = value is not None and value <= bound
         rows.append(Verdict(where, f"{figure} <= {bound:g}", _span(figures[figure]), passed))
     for figure, margin in gate.no_worse.items():
-        low, high = difference[figure]["low"], difference[figure]["high"]
+        difference = differences[0][figure]
+        low, high = difference["low"], difference["high"]
         if low is None or high is None:
             passed = False
         else:
             passed = high <= margin if figure in LESS_IS_BETTER else low >= -margin
         said = f"{figure} no worse than the default's by more than {margin:g}"
-        rows.append(Verdict(where, said, f"difference {_span(difference[figure])}", passed))
+        rows.append(Verdict(where, said, f"difference {_span(difference)}", passed))
     return rows
 
 

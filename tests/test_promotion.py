@@ -141,6 +141,35 @@ def test_a_promoted_model_that_was_changed_or_is_gone_is_not_used(plant):
     assert plant.model("default").folder == DEFAULT
 
 
+def test_a_model_of_classes_that_the_default_lacks_is_promoted_where_no_gate_compares(plant):
+    """The first model of a plant whose defects are not those of the shipped one."""
+    (plant.home / "labels" / "classes.json").write_text('["dent", "burr"]')
+    update_card(plant.model("one"), classes=("dent", "burr"), thresholds={"dent": 0.5, "burr": 0.5})
+    gates(plant, "no_worse: {miou: 0.1}")
+    with pytest.raises(UserError, match="they share no class"):
+        judge(plant, "one")
+    gates(plant, "at_most: {fa_per_mpx: 1e9}")
+    promote(plant, *judge(plant, "one"), by="qe", at=AT)
+
+    assert plant.model("default").folder == plant.models / "one"
+
+
+def test_where_default_and_the_one_before_were_changed_a_model_is_promoted_anew(plant):
+    for name in ("one", "two"):
+        promote(plant, plant.model(name), PASSED, by="qe", at=AT)
+    for name, fitted in (("one", 0.3), ("two", 0.4)):
+        update_card(plant.model(name), thresholds={"pit": fitted, "scratch": fitted})
+    gates(plant, "no_worse: {miou: 0.1}")
+    with pytest.raises(UserError, match="'two' was changed after it was promoted"):
+        judge(plant, "one")
+    with pytest.raises(UserError, match=r"'one' was changed .* anew, or take .*default.json away"):
+        roll_back(plant, by="qe", at=AT)
+    gates(plant, "at_least: {miou: 0.0}")
+    for name in ("two", "one"):
+        promote(plant, *judge(plant, name), by="qe", at=AT)
+        assert plant.model("default").folder == plant.models / name
+
+
 def test_a_note_on_the_card_changes_nothing(plant):
     promote(plant, plant.model("one"), PASSED, by="qe", at=AT)
     update_card(plant.model("one"), notes=["seen in May"])
@@ -185,8 +214,10 @@ def test_a_damaged_list_of_promotions_is_told_not_guessed_at(plant):
     (plant.models / POINTER).write_text('{"history": [{"model": "../x"}]}')
     with pytest.raises(UserError, match=r"default.json: history.0") as fault:
         plant.model("default")
-
     assert fault.value.exit_code == CONFIG
+    gates(plant, "at_least: {miou: 0.0}")
+    with pytest.raises(UserError, match=r"default.json: history.0"):
+        judge(plant, "one")
 
 
 def test_the_commands_promote_refuse_list_and_roll_back(plant, monkeypatch, capsys):
