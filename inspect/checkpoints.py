@@ -81,7 +81,9 @@ def resume(
         raise UserError(f"{path}: not a checkpoint ({error}): remove it and train from the start") from None
     if metadata.get("identity") != identity:
         raise UserError(
-            f"{path}: made with another recipe or other data: choose another folder, or remove it", USAGE
+            f"{path}: made with another recipe or other data: choose another name, or remove the folder "
+            f"{path.parent}",
+            USAGE,
         )
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimiser": {}}
     for name, t in tensors.items():
@@ -99,9 +101,30 @@ def resume(
 
 def add_to_curve(path: Path, step: int, figures: Mapping[str, float]) -> None:
     """Append a row to the curve, with its header before the first."""
-    new = not path.exists()
+    new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow(["step", *figures])
         writer.writerow([step, *(f"{value:.5f}" for value in figures.values())])
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Leave nothing in a training's folder that comes after `step`, where its checkpoint is.
+
+    At step 0 what is found there is of a training whose checkpoint was taken away: its curve may have other
+    columns, its best weights another net.
+    """
+    curve = run / CURVE
+    if step == 0:
+        for path in (curve, run / BEST):
+            path.unlink(missing_ok=True)
+    elif curve.is_file():
+        with curve.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        # A row that was cut off by a kill is left out too.
+        whole = [row for row in rows if len(row) == len(rows[0]) and row[0].isdecimal()]
+        temporary = curve.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([*rows[:1], *(row for row in whole if int(row[0]) <= step)])
+        temporary.replace(curve)

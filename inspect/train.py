@@ -21,6 +21,7 @@ from rollsight.inspect.checkpoints import (
     CURVE,
     Progress,
     add_to_curve,
+    forget_after,
     load_weights,
     resume,
     save_checkpoint,
@@ -95,6 +96,7 @@ def train(
         identity["until"] = list(until)
     run.mkdir(parents=True, exist_ok=True)
     progress = resume(run / CHECKPOINT, json.dumps(identity), net, average, optimiser)
+    forget_after(run, progress.step)
     (run / CONFIG).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
     mixed = _autocast(device, autocast)
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)

@@ -129,6 +129,39 @@ def test_the_curve_has_a_row_for_each_checkpoint(data, tmp_path):
     assert all(float(row["loss"]) > 0 for row in rows)
 
 
+def test_a_checkpoint_taken_away_as_the_refusal_says_begins_a_training_of_its_own(data, val, tmp_path):
+    """Neither curve nor best weights of the one before are left, whose terms were others."""
+    run = tmp_path / "run"
+    train(data, run, replace(PATIENT, steps=2), val=val)
+    with pytest.raises(UserError, match=rf"another name, or remove the folder {run}$"):
+        train(data, run, replace(TINY, loss="lovasz"))
+    (run / CHECKPOINT).unlink()
+    train(data, run, replace(TINY, loss="lovasz"))
+
+    [row] = curve_of(run)
+    assert list(row) == ["step", "loss", "lovasz", "small"]
+    assert row["step"] == TINY.steps
+    assert not (run / BEST).exists()
+
+
+def test_a_curve_goes_on_from_the_checkpoint_with_whole_rows(data, tmp_path):
+    """The checkpoint is of step 2; of the curve's row for step 3 and half a row of 4 nothing stays."""
+    run = tmp_path / "run"
+    for stop in (1, 2):
+        train(data, run, TINY, stop_after=stop)
+    earlier = (run / CHECKPOINT).read_bytes()
+    kept = (run / CURVE).read_bytes()
+    train(data, run, TINY, stop_after=3)
+    (run / CHECKPOINT).write_bytes(earlier)
+    with (run / CURVE).open("ab") as file:
+        file.write(b"4,0.5")
+    train(data, run, TINY, stop_after=2)
+    assert (run / CURVE).read_bytes() == kept
+    train(data, run, TINY)
+
+    assert [row["step"] for row in curve_of(run)] == [1, 2, 4]
+
+
 # What is learned
 
 
