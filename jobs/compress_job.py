@@ -14,13 +14,13 @@ from rollsight.inspect.engines import Engine, choose, open_engine
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.evaluate import card_metric
 from rollsight.inspect.golden import GOLDEN, golden_windows, write_golden
-from rollsight.inspect.labels import LabelledData, describe
+from rollsight.inspect.labels import LabelledData
 from rollsight.inspect.models import GRAPH, WEIGHTS, Model, save_model, sha256_of, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import model_classes, train
 from rollsight.inspect.windows import cut_windows
-from rollsight.jobs.train_job import learned_from
+from rollsight.jobs.train_job import describe_apart, describe_on_card, learned_from
 
 FINE_TUNING_STEPS = 600
 FINE_TUNING_RATE = 5e-4  # half of what a net begins with
@@ -101,12 +101,12 @@ def compress_model(
     if not gate.passed:
         shutil.rmtree(run)
         return Compressed(gate, about, None)
-    source = describe(test, "test")["source"]
+    fitted_on = describe_on_card(made.card, val, "val")
     update_card(
         made,
-        **gate.compressed.fitted.card(describe(val, "val")),
+        **gate.compressed.fitted.card(fitted_on),
         metrics=[
-            card_metric(source, split, tally)
+            card_metric(fitted_on["source"], split, tally)
             for split, tally in (("val", gate.compressed.fitted.tally), ("test", gate.compressed.tally))
         ],
         compressed=about,
@@ -171,7 +171,7 @@ def _pruned(
     net = prune(whole, share)
     renew_norms(net, cut_windows(learned, CALIBRATION_WINDOWS, CALIBRATION_PX))
     recipe = _fine_tuning(original, share, steps)
-    described = [describe(source, "train") for source in learned]
+    described = describe_apart(learned, "train")
     by_source = _in_order(recipe_by_source(original, len(learned))[0], original, described)
     trained = train(
         learned,

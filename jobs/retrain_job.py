@@ -14,13 +14,13 @@ from rollsight.inspect.calibrate import fit_thresholds
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.evaluate import card_metric
-from rollsight.inspect.labels import LabelledData, describe, open_labels
+from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.models import Model, decides, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.promotion import GATES_FILE, Verdict, judge
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.rolls import write_durably
-from rollsight.jobs.train_job import train_model
+from rollsight.jobs.train_job import describe_on_card, train_model
 
 LEARNING_RATE = 3e-4  # a third of that of a training from scratch: the net knows the strip already
 FOLDER = "retrain"  # among the runs
@@ -119,7 +119,7 @@ def _fit(
         fitted = fit_thresholds(model, engine, val, budget_per_mpx=begin.card.budget, on_image=on_image)
     except UserError as fault:
         return model, f"not fitted, {fault}"
-    about = describe(val, "val")
+    about = describe_on_card(model.card, val, "val")
     fields = fitted.card(about)
     fields["metrics"] = [card_metric(about["source"], "val", fitted.tally)]
     return update_card(model, **fields), fitted.basis

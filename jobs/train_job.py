@@ -13,9 +13,9 @@ from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import card_metric, evaluate
 from rollsight.inspect.golden import golden_windows
-from rollsight.inspect.labels import LabelledData, describe
+from rollsight.inspect.labels import LabelledData, describe, is_rolls
 from rollsight.inspect.metrics import Tally
-from rollsight.inspect.models import Model, save_model, update_card
+from rollsight.inspect.models import Card, Model, save_model, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.train import Recipe, model_classes, train
 from rollsight.inspect.training_pictures import draw_curves, draw_worst, worst_images
@@ -90,7 +90,7 @@ def train_model(
         "classes": classes,
         "thresholds": dict.fromkeys(classes, THRESHOLD),
         "thresholds_basis": THRESHOLD_BASIS,
-        "trained_on": learned_from([describe(source, "train") for source in learned], init),
+        "trained_on": learned_from(describe_apart(learned, "train"), init),
         "recipe": {
             **asdict(recipe),
             "shares": list(shares),
@@ -109,6 +109,38 @@ def train_model(
     model.folder.rename(plant.models / name)
     shutil.rmtree(run)
     return plant.model(name)
+
+
+def describe_apart(sources: Sequence[LabelledData], split: str) -> list[dict[str, Any]]:
+    """`describe` of each source; other data of the same name is told apart by the folders that it lies in."""
+    told = [describe(source, split) for source in sources]
+    names = [_longer_names(source, entry["source"]) for source, entry in zip(sources, told, strict=True)]
+    apart = []
+    for own, entry in zip(names, told, strict=True):
+        others = {
+            name
+            for theirs, other in zip(names, told, strict=True)
+            if other["digest"] != entry["digest"]
+            for name in theirs
+        }
+        apart.append(entry | {"source": next((name for name in own if name not in others), own[-1])})
+    return apart
+
+
+def describe_on_card(card: Card, data: LabelledData, split: str) -> dict[str, Any]:
+    """`describe` of a source, by the longer name that it has on the card of a model that learned from two."""
+    told = describe(data, split)
+    known = [entry.get("source") for entry in card.trained_on]
+    longest = reversed(_longer_names(data, told["source"]))
+    return told | {"source": next((name for name in longest if name in known), told["source"])}
+
+
+def _longer_names(data: LabelledData, name: str) -> list[str]:
+    """The name, and the same with more and more of the folders that the source lies in."""
+    root = data.root.resolve()
+    folders = (root.parent if root.suffix == ".zarr" else root).parts[1:]
+    tails = ["/".join(folders[-n:]) for n in range(1, len(folders) + 1)]
+    return [name, *(f"{name} in {tail}" if is_rolls(data) else tail for tail in tails)]
 
 
 def learned_from(described: Sequence[dict[str, Any]], init: Model | None) -> list[dict[str, Any]]:
@@ -144,6 +176,6 @@ def add_to_card(model: Model, data: LabelledData, split: str, tally: Tally | Non
     """Write the figures of a split with intervals on the model's card; without `tally` evaluated here."""
     chosen = data.of_split(split)
     tally = tally or evaluate(model, open_engine(model)[1], chosen)
-    name = describe(chosen, split)["source"]
+    name = describe_on_card(model.card, chosen, split)["source"]
     kept = [m for m in model.card.metrics if (m["data"], m["split"]) != (name, split)]
     return update_card(model, metrics=[*kept, card_metric(name, split, tally)])

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.golden import GOLDEN
+from rollsight.inspect.labels import open_labels
 from rollsight.inspect.models import open_model
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.rolls import LabelWriter, RollWriter, Strip, roll_path
 from rollsight.jobs.cli import app
 from rollsight.jobs.commands.training import train
+from rollsight.jobs.train_job import describe_apart
 from safetensors.numpy import load_file
 
 SMALLEST = ["--crop-px", "64", "--batch", "4", "--attention", "none", "--threads", "1"]
@@ -172,6 +174,46 @@ def test_golden_windows_are_of_rolls_where_there_are_some(data, tmp_path):
 
     windows = load_file(open_model("both", tmp_path / "models").folder / GOLDEN)["windows"]
     assert 0 < windows.max() < 0.5  # the images are at 128 of 255 and above
+
+
+def test_two_sources_of_one_folder_name_are_told_apart_on_the_card(data, tmp_path):
+    """Each line has its folder `labels`: the figures of one do not take the place of the other's."""
+    lines = [tmp_path / line / "labels" for line in ("line-1", "line-2")]
+    for folder in lines:
+        shutil.copytree(data, folder)
+    manifest = lines[1] / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("piece-", "coil-"))
+    options = [*SMALLEST, "--mosaic", 1, "--steps", 1, "--net", "fast"]
+    run(tmp_path, "train", "m", "--data", lines[0], "--data", lines[1], *options)
+    run(tmp_path, "evaluate", "m", "--data", lines[1], "--split", "val", "--card")
+
+    card = open_model("m", tmp_path / "models").card
+    assert [entry["source"] for entry in card.trained_on] == ["line-1/labels", "line-2/labels"]
+    assert [(m["data"], m["split"]) for m in card.metrics] == [
+        ("line-1/labels", "val"),
+        ("line-2/labels", "val"),
+    ]
+    run(tmp_path, "calibrate", "m", "--data", lines[0])
+    card = open_model("m", tmp_path / "models").card
+    assert card.calibrated_on["source"] == "line-1/labels"
+    assert [m["data"] for m in card.metrics] == ["line-1/labels"]
+
+
+def test_sources_are_named_by_no_more_folders_than_tell_them_apart(data, tmp_path):
+    """Data that is given twice is one source and keeps its name; rolls are named by their folder."""
+    for folder in ("a/x/labels", "b/x/labels"):
+        shutil.copytree(data, tmp_path / folder)
+    (tmp_path / "b/x/labels/classes.json").write_text('["scratch", "pit"]')
+    for line, lighting in (("a", {"bright": 120}), ("b", {"bright": 140})):
+        labelled_roll(tmp_path / line, lighting)
+    labels = [open_labels(tmp_path / line / "x/labels") for line in ("a", "b")]
+    rolls = [open_labels(path) for path in (roll_path(tmp_path / "a", "R1"), tmp_path / "b")]
+
+    def names(*sources):
+        return [entry["source"] for entry in describe_apart(sources, "train")]
+
+    assert names(*labels, *rolls) == ["a/x/labels", "b/x/labels", "roll R1 in a", "roll R1 in b"]
+    assert names(labels[0], labels[0], rolls[0]) == ["labels", "labels", "roll R1"]
 
 
 def two_modes(folder):

@@ -132,11 +132,11 @@ def calibrate(
     from rollsight.inspect.calibrate import fit_thresholds
     from rollsight.inspect.engines import open_engine
     from rollsight.inspect.evaluate import card_metric, m2_per_mpx
-    from rollsight.inspect.labels import describe
     from rollsight.inspect.models import decides, is_shipped, update_card
     from rollsight.inspect.plant import open_plant
     from rollsight.inspect.promoted import read_pointer
     from rollsight.jobs import console
+    from rollsight.jobs.train_job import describe_on_card
 
     if split == "test":
         raise UserError("--split test: what is fitted on it cannot be tested on it; use val", USAGE)
@@ -160,7 +160,7 @@ def calibrate(
             budget_per_mpx=None if budget is None else budget * (scale or 1.0),
             on_image=on_done,
         )
-    about = describe(chosen, split)
+    about = describe_on_card(file.card, chosen, split)
     fields = fitted.card(about)
     stale = [
         f"{m['data']} {m['split']}"
