@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -136,6 +137,21 @@ def test_every_command_stands_in_the_readme():
 
     assert len(commands) >= 8
     assert [name for name in commands if not re.search(rf"\binspect {name}\b", readme)] == []
+
+
+def options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Each option and argument of a command and of those under it, with the command's name."""
+    yield from ((" ".join(path), option) for option in command.params)
+    for name, below in getattr(command, "commands", {}).items():
+        yield from options(below, (*path, name))
+
+
+def test_every_seed_is_one_that_every_generator_of_random_numbers_takes():
+    """numpy refuses a seed below 0 with a traceback."""
+    seeds = [(name, option) for name, option in options(typer.main.get_command(app)) if option.name == "seed"]
+
+    assert {"train", "weak", "labels split", "jobs retrain", "synth fit"} <= {name for name, _ in seeds}
+    assert [name for name, option in seeds if (option.min, option.max) != (0, 2**32 - 1)] == []
 
 
 def test_help_answers_in_half_a_second():

@@ -38,6 +38,7 @@ def test_split_writes_a_manifest_and_keeps_the_one_that_is_there(labelled_folder
     refused = inspect("split", str(labelled_folder))
     done = inspect("split", str(labelled_folder), "--shares", "0.5,0.25,0.25", "--force", "--json")
     wrong = inspect("split", str(labelled_folder), "--shares", "a,b")
+    below = inspect("split", str(labelled_folder), "--force", "--seed", "-1")
 
     assert refused.returncode == 2
     assert done.returncode == 0
@@ -45,6 +46,8 @@ def test_split_writes_a_manifest_and_keeps_the_one_that_is_there(labelled_folder
     assert sum(of_split["images"] for of_split in counts.values()) == 6
     assert all(of_split["images"] for of_split in counts.values())
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+    assert (below.returncode, len(below.stderr.splitlines())) == (2, 1)
+    assert "--seed" in below.stderr
 
 
 def test_labels_go_out_and_come_back(labelled_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import LOCKED, PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import MODEL, Home, Json, LedgerUrl
+from rollsight.jobs.commands.options import MAX_SEED, MODEL, Home, Json, LedgerUrl
 
 if TYPE_CHECKING:
     from rollsight.inspect.rolls import Roll
@@ -249,7 +249,7 @@ def watch(
 @app.command()
 def reference(
     length_m: Annotated[float, typer.Option(min=0.5, help="Length of the simulated strip in m.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Another seed is another strip.")] = 2632,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed is another strip.")] = 2632,
     width_px: Annotated[int, typer.Option(min=64, help="Pixels across.")] = 1250,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the strip there is.")] = False,
     home: Home = None,

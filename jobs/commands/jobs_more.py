@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
 from rollsight.jobs.commands.jobs import app as app  # with these commands it is the whole group
-from rollsight.jobs.commands.options import Home, Json, LedgerUrl
+from rollsight.jobs.commands.options import MAX_SEED, Home, Json, LedgerUrl
 
 FOLLOWED = ("nightly", "tick", "run", "run_slot", "watch")  # commands during which alerts go out
 
@@ -279,7 +279,7 @@ def retrain(
     data: Annotated[list[Path], typer.Option(help="Labelled data with what was reviewed; may be repeated.")],
     start: Annotated[str, typer.Option("--from", help="The model to begin from.")] = "default",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: 600.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     home: Home = None,
     as_json: Json = False,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 from rollsight.inspect.errors import FAILED, PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import MODEL, Home, Json
+from rollsight.jobs.commands.options import MAX_SEED, MODEL, Home, Json
 
 app = typer.Typer(
     help="Check, split and propose labelled data; COCO and Labelme in and out.", no_args_is_help=True
@@ -72,7 +72,7 @@ def check(
 def split(
     data: Annotated[Path, typer.Argument(help="Folder of labelled data.")],
     shares: Annotated[str, typer.Option(help="Of train, val and test.")] = "0.7,0.15,0.15",
-    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed is another split.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the splits of a manifest.csv.")] = False,
     as_json: Json = False,
 ) -> None:

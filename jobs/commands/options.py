@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+MAX_SEED = 2**32 - 1  # what every generator of random numbers takes
+
 Home = Annotated[
     Path | None,
     typer.Option(help="Plant folder with rolls, models and runs. Default: $ROLLSIGHT_HOME, else ./plant."),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json, LedgerUrl, Overwrite
+from rollsight.jobs.commands.options import MAX_SEED, Home, Json, LedgerUrl, Overwrite
 
 if TYPE_CHECKING:
     from rollsight.inspect.plant import Plant
@@ -16,7 +16,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 def simulate(
     roll_id: Annotated[str, typer.Argument(help="Id of the roll to make.")],
     length_m: Annotated[float, typer.Option(help="Length of the strip in m.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same bytes.")] = 0,
     width_px: Annotated[int, typer.Option(help="Pixels across, strip and background.")] = 1250,
     mm_per_px_x: Annotated[float, typer.Option(help="mm per pixel across the strip.")] = 0.8,
     mm_per_line: Annotated[float, typer.Option(help="mm per line along the strip.")] = 1.0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import MODEL, Home, Json
+from rollsight.jobs.commands.options import MAX_SEED, MODEL, Home, Json
 
 if TYPE_CHECKING:
     from rollsight.inspect.models import Model
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def demo(
     home: Annotated[Path, typer.Option(help="Plant folder of the demonstration.")] = Path("demo"),
     length_m: Annotated[float, typer.Option(help="Length of the simulated strip in m.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated strip.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the simulated strip.")] = 7,
     model: Annotated[str, typer.Option(help=MODEL)] = "default",
 ) -> None:
     """Simulate a roll, scan it, and hold what was found against what was planted."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json, MmPerLine, MmPerPxX, Steel
+from rollsight.jobs.commands.options import MAX_SEED, Home, Json, MmPerLine, MmPerPxX, Steel
 from rollsight.jobs.commands.synth_make import make
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def fit(
     ] = 5.0,
     mm_per_px_x: MmPerPxX = None,
     mm_per_line: MmPerLine = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random choice.")] = 0,
     threads: Threads = None,
     home: Home = None,
     as_json: Json = False,
@@ -175,7 +175,7 @@ def generic(
     notes: Annotated[
         list[str] | None, typer.Option("--note", help="A sentence for the card, such as a licence.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random choice.")] = 0,
     threads: Threads = None,
     home: Home = None,
     as_json: Json = False,
@@ -242,7 +242,7 @@ def check(
         Path | None, typer.Option(help="New folder for the samples that the check does not drop.")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="The page. Default: DIR.check.html.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random choice.")] = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json, MmPerLine, MmPerPxX, Overwrite, Steel
+from rollsight.jobs.commands.options import MAX_SEED, Home, Json, MmPerLine, MmPerPxX, Overwrite, Steel
 
 if TYPE_CHECKING:
     from rollsight.inspect.plant import Plant
@@ -62,7 +62,7 @@ def make(
     only: Annotated[
         int | None, typer.Option(min=0, help="Make this one again and hold it against --out or --as.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed is another set.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed is another set.")] = 0,
     overwrite: Overwrite = False,
     home: Home = None,
     as_json: Json = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Home, Json
+from rollsight.jobs.commands.options import MAX_SEED, Home, Json
 
 NET, LOSS, CROPS, COURSE = "Net", "Loss", "Crops", "Course"  # panels of the help
 
@@ -136,7 +136,9 @@ def train(
         int,
         typer.Option(min=1, help="Steps between checkpoints and evaluations.", rich_help_panel=COURSE),
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.", rich_help_panel=COURSE)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random choice.", rich_help_panel=COURSE)
+    ] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", rich_help_panel=COURSE)
     ] = None,

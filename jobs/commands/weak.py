@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.jobs.commands.options import Json
+from rollsight.jobs.commands.options import MAX_SEED, Json
 
 
 def weak(
@@ -15,7 +15,7 @@ def weak(
     out: Annotated[Path, typer.Argument(help="Folder of labelled data to make, for `inspect train`.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 900,
     refine: Annotated[str, typer.Option(help="Edges of the pseudo-masks: crf, guided or none.")] = "crf",
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random choice.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     as_json: Json = False,
 ) -> None:
