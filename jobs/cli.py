@@ -70,7 +70,8 @@ def main() -> None:
         code = FAILED
     if code == INTERRUPTED:
         print(
-            "inspect: interrupted; the same command goes on (scan, train, synth fit) or starts over (others)",
+            "inspect: interrupted; the same command goes on where it scans, ingests, learns or proves, "
+            "else it starts over",
             file=sys.stderr,
         )
     sys.exit(code or 0)

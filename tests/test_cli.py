@@ -184,7 +184,8 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines() == [
-        "inspect: interrupted; the same command goes on (scan, train, synth fit) or starts over (others)"
+        "inspect: interrupted; the same command goes on where it scans, ingests, learns or proves, "
+        "else it starts over"
     ]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("R/*/bands/*.json")}
     assert 0 < len(kept) < 12
