@@ -121,12 +121,10 @@ def pooled(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for rare, arm in sorted({(one["rare_class"], one["arm"]) for one in told}):
         of = [one for one in told if (one["rare_class"], one["arm"]) == (rare, arm)]
         counts = np.array([[sum(one["counts"][name]) for name in COUNTS] for one in of]).sum(axis=0)
-        alarms, area = (sum(sum(one["counts"][name]) for one in of) for name in ("alarms", "area"))
         rows.append(
             {
                 **{"rare_class": rare, "arm": arm, "pieces": len(of)},
                 **{name: float(figure(counts)) for name, figure in FIGURES.items()},
-                "fa_per_mpx": alarms / (area / 1e6),
             }
         )
     return rows

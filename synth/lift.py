@@ -12,23 +12,28 @@ from scipy import stats
 DRAWS = 1000  # of the bootstrap
 ENOUGH = 3  # paired draws of scenes without which no interval is given
 
-Runs = Mapping[int, Sequence[NDArray[np.float64]]]  # draw -> counts (G, 6) of each of its fits
-COUNTS = ("both", "either", "truth", "found", "true", "predicted")
+Runs = Mapping[int, Sequence[NDArray[np.float64]]]  # draw -> counts (G, 8) of each of its fits
+COUNTS = ("both", "either", "truth", "found", "true", "predicted", "alarms", "area")
 
 
 def iou(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pooled IoU of summed counts (..., 6)."""
+    """Pooled IoU of summed counts (..., 8)."""
     return counts[..., 0] / np.maximum(counts[..., 1], 1)
 
 
 def f1_h(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 by match H of summed counts (..., 6)."""
+    """F1 by match H of summed counts (..., 8)."""
     recall = counts[..., 3] / np.maximum(counts[..., 2], 1)
     precision = counts[..., 4] / np.maximum(counts[..., 5], 1)
     return 2 * recall * precision / np.maximum(recall + precision, 1e-12)
 
 
-FIGURES = {"iou": iou, "f1_h": f1_h}
+def fa_per_mpx(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """False alarms per Mpx of images without the class, of summed counts (..., 8)."""
+    return counts[..., 6] / np.maximum(counts[..., 7], 1) * 1e6
+
+
+FIGURES = {"iou": iou, "f1_h": f1_h, "fa_per_mpx": fa_per_mpx}
 
 
 def lift(first: Runs, second: Runs, figure: str, seed: int = 0) -> dict[str, Any]:
@@ -43,10 +48,7 @@ def lift(first: Runs, second: Runs, figure: str, seed: int = 0) -> dict[str, Any
     draws = sorted(set(first) & set(second))
     if not draws:
         return {"difference": None, "low": None, "high": None, "draws": 0}
-    means = [
-        [_mean([float(of(run.sum(axis=0))) for run in arm[d]]) for d in draws] for arm in (first, second)
-    ]
-    difference = float(np.mean(np.subtract(means[1], means[0])))
+    difference = mean_of(second, draws, figure) - mean_of(first, draws, figure)
     told: dict[str, Any] = {"difference": difference, "low": None, "high": None, "draws": len(draws)}
     if len(draws) < ENOUGH:
         return told
@@ -79,11 +81,20 @@ def stretch(n: int) -> float:
     return float((n / (n - 1)) ** 0.5 * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975))
 
 
+def mean_of(runs: Runs, draws: Sequence[int], figure: str) -> float:
+    """The mean of a figure over draws, each the mean of its fits: a draw with two counts no more."""
+    of = FIGURES[figure]
+    return _mean([_mean([float(of(run.sum(axis=0))) for run in runs[d]]) for d in draws])
+
+
 def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each data, rare class and k: the best arm without a GAN, those with one, and their differences.
 
-    results: what `Proof.result` tells. The best arm is the one with the highest mean IoU on these very draws,
-    which favours it. `shown` is true where the interval lies above 0 and false alarms are not more.
+    results: what `Proof.result` tells. All figures are over the draws that both arms have. The best arm is
+    the one over which the GAN gains least IoU: where all have the same draws it is the one with the highest
+    mean on these very draws, which favours it. False alarms count as not more where the mean difference is 0
+    or less, or its interval holds 0; where no image is free of the class there is no figure of them. `shown`
+    is true where the interval of IoU lies above 0 and alarms are not more, as far as there is a figure.
     """
     by_case: dict[tuple[str, str, int | None], dict[str, list[Mapping[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
@@ -92,15 +103,16 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         by_case[one["data"], one["rare_class"], one["k"]][one["arm"]].append(one)
     rows = []
     for (data, rare, k), arms in sorted(by_case.items(), key=str):
-        means = {arm: _mean([one["iou"] for one in found]) for arm, found in arms.items()}
-        plain = {arm: means[arm] for arm in WITHOUT_GAN if arm in means}
-        if not plain:
-            continue
-        best = max(plain, key=lambda arm: plain[arm])
-        for arm in [name for name in means if name not in WITHOUT_GAN]:
-            before, after = as_runs(arms[best]), as_runs(arms[arm])
-            told = {figure: lift(before, after, figure) for figure in FIGURES}
-            alarms = [_mean([one["fa_per_mpx"] or 0.0 for one in arms[name]]) for name in (best, arm)]
+        runs = {arm: as_runs(found) for arm, found in arms.items()}
+        for arm in [name for name in runs if name not in WITHOUT_GAN]:
+            plain = [name for name in WITHOUT_GAN if set(runs.get(name, ())) & set(runs[arm])]
+            if not plain:
+                continue
+            gains = {name: lift(runs[name], runs[arm], "iou")["difference"] for name in plain}
+            best = min(gains, key=lambda name: gains[name])
+            told = {figure: _told(runs[best], runs[arm], figure) for figure in FIGURES}
+            alarms = told["fa_per_mpx"] if _has_alarms(runs[best], runs[arm]) else None
+            more = alarms is not None and alarms["difference"] > 0 and (alarms["low"] or 0) > 0
             rows.append(
                 {
                     "data": data,
@@ -108,15 +120,25 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "k": k,
                     "arm": arm,
                     "best_without_gan": best,
-                    "best": means[best],
-                    "gan": means[arm],
                     **told["iou"],
                     "f1_h": told["f1_h"],
-                    "fa_per_mpx": {"best": alarms[0], "gan": alarms[1]},
-                    "shown": bool((told["iou"]["low"] or -1) > 0 and alarms[1] <= alarms[0]),
+                    "fa_per_mpx": alarms,
+                    "shown": bool((told["iou"]["low"] or -1) > 0 and not more),
                 }
             )
     return rows
+
+
+def _told(best: Runs, gan: Runs, figure: str) -> dict[str, Any]:
+    """A figure of both arms and their lift."""
+    shared = sorted(set(best) & set(gan))
+    means = {"best": mean_of(best, shared, figure), "gan": mean_of(gan, shared, figure)}
+    return means | lift(best, gan, figure)
+
+
+def _has_alarms(*arms: Runs) -> bool:
+    """Whether any image is free of the class: the area of such images is among the counts."""
+    return all(run[:, COUNTS.index("area")].any() for arm in arms for fits in arm.values() for run in fits)
 
 
 def as_runs(results: Sequence[Mapping[str, Any]]) -> Runs:

@@ -11,11 +11,15 @@ from rollsight.synth.lift import COUNTS, lift, summary
 from rollsight.synth.proof import Plan
 
 
-def run(hits: np.ndarray) -> np.ndarray:
-    """Counts of a run that finds `hits` of 100 px and, of 10 components, a tenth of that, in each group."""
+def run(hits: np.ndarray, alarms: float = 1.0) -> np.ndarray:
+    """Counts of a run that finds `hits` of 100 px and, of 10 components, a tenth of that, in each group.
+
+    alarms: false ones in each group, on a hundredth of a Mpx.
+    """
     hits = np.asarray(hits, dtype=np.float64)
     full = np.full_like(hits, 100)
-    return np.stack([hits, full, full / 10, hits / 10, hits / 10, hits / 10], axis=1)
+    parts = [full / 10, hits / 10, hits / 10, hits / 10, np.full_like(hits, alarms), 100 * full]
+    return np.stack([hits, full, *parts], axis=1)
 
 
 def test_a_lift_in_every_draw_and_group_is_its_own_interval():
@@ -64,10 +68,10 @@ def test_where_nothing_differs_an_interval_leaves_0_out_as_seldom_as_it_says(dra
     assert wrong <= 18  # 10 are expected; the seeds are fixed
 
 
-def result(arm: str, draw: int, hits: float, alarms: float = 1.0) -> dict:
-    counts = dict(zip(COUNTS, run(np.full(9, hits)).T.tolist(), strict=True))
-    told = {"data": "d", "rare_class": "c", "k": 10, "gan_seed": None, "iou": hits / 100, "f1_h": hits / 100}
-    return {**told, "arm": arm, "draw": draw, "fa_per_mpx": alarms, "counts": counts}
+def result(arm: str, draw: int, hits: float, alarms: float = 1.0, seed: int = 0) -> dict:
+    counts = dict(zip(COUNTS, run(np.full(9, hits), alarms).T.tolist(), strict=True))
+    told = {"data": "d", "rare_class": "c", "k": 10, "gan_seed": seed, "iou": hits / 100, "f1_h": hits / 100}
+    return {**told, "arm": arm, "draw": draw, "fa_per_mpx": 100 * alarms, "counts": counts}
 
 
 def test_a_gan_is_held_against_the_best_arm_without_one():
@@ -82,6 +86,40 @@ def test_a_gan_is_held_against_the_best_arm_without_one():
     assert (row["best_without_gan"], row["shown"]) == ("paste", True)
     assert row["difference"] == pytest.approx(0.05)
     assert not same["shown"] and not louder["shown"]
+    assert (louder["fa_per_mpx"]["best"], louder["fa_per_mpx"]["gan"]) == pytest.approx((100, 200))
+    assert louder["fa_per_mpx"]["difference"] == pytest.approx(100)
+
+
+def test_alarms_that_are_more_in_the_mean_but_not_beyond_chance_do_not_hide_a_lift():
+    plain = [result("paste", d, 60) for d in range(4)]
+    mixed = [result("gan", d, 65, alarms=alarms) for d, alarms in enumerate((0.5, 2.0, 0.8, 1.5))]
+
+    [row] = summary(plain + mixed)
+
+    assert row["fa_per_mpx"]["low"] < 0 < row["fa_per_mpx"]["difference"] and row["shown"]
+
+
+def test_without_an_image_free_of_the_class_nothing_is_said_of_alarms():
+    results = [result(arm, d, hits) for arm, hits in (("paste", 60), ("gan", 65)) for d in range(3)]
+    for one in results:
+        one["counts"] |= {"alarms": [0.0] * 9, "area": [0.0] * 9}
+
+    [row] = summary(results)
+
+    assert row["fa_per_mpx"] is None and row["shown"]
+
+
+def test_a_draw_with_two_fits_counts_once_and_arms_are_held_against_each_other_on_draws_of_both():
+    plain = [result("paste", d, 50) for d in range(3)] + [result("paste", 7, 95)]
+    fits = [result("gan", 0, hits, alarms, seed) for seed, (hits, alarms) in enumerate(((40, 3), (60, 1)))]
+    others = [result("gan", 1, 62), result("gan", 2, 64), result("gan", 8, 5)]
+
+    [row] = summary(plain + fits + others)
+
+    # draw 0 is the mean of its fits, 50; draws 7 and 8 have one arm only
+    assert (row["best"], row["gan"]) == pytest.approx((0.5, (50 + 62 + 64) / 300))
+    assert row["difference"] == pytest.approx((0 + 12 + 14) / 300) and row["draws"] == 3
+    assert row["fa_per_mpx"]["gan"] == pytest.approx(100 * (2 + 1 + 1) / 3)
 
 
 def test_draws_of_fewer_scenes_are_part_of_larger_ones_and_no_other_scene_holds_the_class(few_scenes):
