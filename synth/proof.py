@@ -1,16 +1,19 @@
 """The proof that synthetic defects help, or that they do not: arms, draws and fits as a queue of short runs.
 
 Each finished run is one small JSON file, so a queue goes on where it stopped, and several processes may work
-on one: a run, a base net and a fit each have a lock.
+on one: a run, a base net and a fit each have a lock. Nets, generators and sets are named with a hash of all
+that decides them, so that none of another recipe is taken for them.
 """
 
 import fcntl
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,11 @@ from rollsight.synth.arms import (
 from rollsight.synth.draws import Draws
 from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
-from rollsight.synth.generator import Generator, open_generator
+from rollsight.synth.generator import Generator, open_generator, recipe_json
 
 # What a table of runs shows; a run's file has more, the counts among it.
 ROW = ("data", "rare_class", "k", "arm", "draw", "gan_seed", "iou", "f1_h", "recall_by_size", "fa_per_mpx")
+DESIGN = 1  # to be raised where code, and not a recipe, changes what a run finds: all is then made anew
 TUNING_DRAW = 1000  # the draw on which the mixing ratio is chosen; no result is of it
 Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 
@@ -143,12 +147,14 @@ class Proof:
             started = time.monotonic()
             base, rare = self.found.drawn(plan.k, draw)
             added = [self._synthetic(method, base, rare, draw, seed, tell) for method in ARMS[arm]]
+            settings = self._settings(arm)
+            run = self.work / f"{name}-{settings['design']}"
             net = run_arm(
                 base,
                 rare,
-                added,
+                [data for data, _ in added],
                 self._base(base, tell),
-                self.work / name,
+                run,
                 ratio=plan.ratio,
                 recipe=replace(plan.arm, steps=plan.steps, seed=draw),
                 on_step=lambda step, _: tell(name, step, plan.steps),
@@ -162,7 +168,8 @@ class Proof:
                 "draw": draw,
                 "gan_seed": seed if needs_generator(arm) else None,
                 "split": split,
-                "settings": self._settings(arm),
+                "settings": settings,
+                "made_of": [made_of for _, made_of in added],
                 **told["figures"],
                 "scenes": [sample.group for sample in rare.samples],
                 "groups": told["groups"],
@@ -170,18 +177,31 @@ class Proof:
                 "seconds": round(time.monotonic() - started, 1),
             }
             _put(path, one)
-            shutil.rmtree(self.work / name)  # its checkpoints
+            shutil.rmtree(run)  # its checkpoints
             return one
 
     def _settings(self, arm: str) -> dict[str, Any]:
-        """What decides a result beside its arm, draw and seed."""
+        """What decides a result beside its arm, draw and seed; `design` is a hash of all of it."""
         plan = self.plan
         told: dict[str, Any] = {"steps": plan.steps, "base_steps": plan.base_steps}
         if ARMS[arm]:
             told |= {"ratio": plan.ratio, "samples": plan.samples}
         if needs_generator(arm):
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
-        return told
+        kinds = sorted({_kind(method) for method in ARMS[arm]})
+        parts = [told, asdict(plan.arm), self._base_key(), *(self._generator_key(kind) for kind in kinds)]
+        return told | {"design": short_hash(*parts)}
+
+    def _base_key(self) -> str:
+        plan = self.plan
+        return short_hash(asdict(plan.base), plan.base_steps, plan.begin, _digest(self.found.data))
+
+    def _generic_key(self, kind: str) -> str:
+        recipe = recipe_json(self._recipe(kind))
+        return short_hash(recipe, self.plan.generic_steps, _digest(self.found.data))
+
+    def _generator_key(self, kind: str) -> str:
+        return short_hash(self._generic_key(kind), recipe_json(self._recipe(kind)), self.plan.fit_steps)
 
     def _known(self, path: Path, arm: str) -> dict[str, Any] | None:
         if not path.is_file():
@@ -199,7 +219,7 @@ class Proof:
 
     def _base(self, base: LabelledData, tell: Tell) -> Trained:
         """The base net, the same for all draws and arms."""
-        plan, path = self.plan, self.work / f"{self.title}-base-{self.plan.base_steps}.safetensors"
+        plan, path = self.plan, self.work / f"{self.title}-base-{self._base_key()}.safetensors"
         classes = tuple("(never seen)" if name == self.rare else name for name in base.classes)
         with _held(path.with_suffix(".lock"), wait=True):
             if not path.is_file():
@@ -219,15 +239,14 @@ class Proof:
 
     def _synthetic(
         self, method: str, base: LabelledData, rare: LabelledData, draw: int, seed: int, tell: Tell
-    ) -> LabelledData:
-        """The set of a method for a draw; plain pastes take their marks from the draw's first generator."""
-        plan, fitted = self.plan, method in GENERATORS
-        generator = self._generator(
-            method if fitted else "gan", base, rare, draw, seed if fitted else 0, tell
-        )
-        folder = self.work / f"{generator.folder.name}-{method}-{plan.samples}"
+    ) -> tuple[LabelledData, dict[str, str]]:
+        """The set of a method for a draw; and what it is: the method, hashes of its generator and itself."""
+        kind, samples = _kind(method), self.plan.samples
+        generator = self._generator(kind, base, rare, draw, seed if method in GENERATORS else 0, tell)
+        folder = self.work / f"{generator.folder.name}-{method}-{samples}"
         with _held(folder.with_suffix(".lock"), wait=True):
-            return synthetic(method, generator, base, folder, seed=draw, samples=plan.samples)
+            made = synthetic(method, generator, base, folder, seed=draw, samples=samples)
+        return made, {"method": method, "generator": generator.hash[:16], "set": made.digest()[:16]}
 
     def _generator(
         self, kind: str, base: LabelledData, rare: LabelledData, draw: int, seed: int, tell: Tell
@@ -235,7 +254,7 @@ class Proof:
         """The generator of a draw, fine-tuned from the generic one."""
         plan = self.plan
         k = "all" if plan.k is None else plan.k
-        folder = self.work / f"{self.title}-k{k}-{kind}-d{draw}-s{seed}-{plan.generic_steps}-{plan.fit_steps}"
+        folder = self.work / f"{self.title}-k{k}-{kind}-d{draw}-s{seed}-{self._generator_key(kind)}"
         with _held(folder.with_suffix(".lock"), wait=True):
             if folder.is_dir():
                 return open_generator(folder)
@@ -262,7 +281,7 @@ class Proof:
     def _generic(self, kind: str, base: LabelledData, tell: Tell) -> Generator:
         """A generator of the other classes: it never saw the rare one."""
         plan = self.plan
-        folder = self.work / f"{self.title}-generic-{kind}-{plan.generic_steps}"
+        folder = self.work / f"{self.title}-generic-{kind}-{self._generic_key(kind)}"
         with _held(folder.with_suffix(".lock"), wait=True):
             if folder.is_dir():
                 return open_generator(folder)
@@ -279,6 +298,21 @@ class Proof:
 
     def _recipe(self, kind: str) -> FitRecipe:
         return replace(self.plan.fit, **GENERATORS[kind])
+
+
+def _kind(method: str) -> str:
+    """The generator that a method's marks are of: plain pastes have them of the *gan*."""
+    return method if method in GENERATORS else "gan"
+
+
+def short_hash(*parts: Any) -> str:
+    """Eight hex digits of what decides something, DESIGN among it."""
+    return hashlib.sha256(json.dumps([DESIGN, *parts], sort_keys=True).encode()).hexdigest()[:8]
+
+
+@lru_cache(maxsize=4)
+def _digest(data: LabelledData) -> str:
+    return data.digest()
 
 
 def _model(name: str, rare: str) -> Trained:

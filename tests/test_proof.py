@@ -32,6 +32,14 @@ def proof(few_scenes, small_fit, tmp_path):
     return Proof(rarity(open_labels(few_scenes), "scratch"), plan, tmp_path / "work", tmp_path / "runs")
 
 
+def quiet(*_) -> None:
+    """What is told on the way."""
+
+
+def set_of(method, work):
+    return [path for path in work.glob(f"*-d0-s0-*-{method}-3") if path.is_dir()]
+
+
 def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_path):
     told = []
     results = proof.results(lambda *step: told.append(step), lambda _: None)
@@ -45,7 +53,7 @@ def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_
     assert all(path.stat().st_size < 4000 for path in files)
     assert results[0]["scenes"] == results[1]["scenes"] and len(results[0]["scenes"]) == 2
     for method in ("paste", "gan"):
-        [made] = (tmp_path / "work").glob(f"*-d0-s0-*-{method}-3")
+        [made] = set_of(method, tmp_path / "work")
         groups = {
             mark["group"]
             for line in (made / "provenance.jsonl").read_text().splitlines()
@@ -65,6 +73,45 @@ def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_
         proof.results(lambda *_: None, lambda _: None)
 
 
+def test_each_run_says_what_it_was_made_with_and_of(proof, tmp_path):
+    real, both = proof.results(quiet, quiet)
+
+    assert real["made_of"] == [] and [one["method"] for one in both["made_of"]] == ["paste", "gan"]
+    for one in both["made_of"]:
+        [made] = set_of(one["method"], tmp_path / "work")
+        assert open_labels(made).digest().startswith(one["set"])
+        assert open_provenance(made)[0]["generator"].startswith(one["generator"])
+
+
+@pytest.mark.parametrize(
+    ("change", "made_anew"),
+    [
+        ({"base": {"learning_rate": 1e-3}}, {"base"}),
+        ({"fit": {"contrast_weight": 1.0}}, {"generic-gan", "gan-d0", "gan-3", "paste-3"}),
+        ({"arm": {"ema_half_life": 7}}, set()),
+    ],
+)
+def test_nothing_of_another_recipe_is_taken_for_what_a_plan_asks_for(proof, tmp_path, change, made_anew):
+    parts = {
+        "base": "*-base-*.safetensors",
+        "generic-gan": "*-generic-gan-????????",
+        "gan-d0": "*-gan-d0-s0-????????",
+        "gan-3": "*-gan-d0-s0-*-gan-3",
+        "paste-3": "*-gan-d0-s0-*-paste-3",
+    }
+    found = lambda: {name: set((tmp_path / "work").glob(like)) for name, like in parts.items()}  # noqa: E731
+    proof.results(quiet, quiet)
+    before = found()
+    [(part, fields)] = change.items()
+    other = replace(proof, plan=replace(proof.plan, **{part: replace(getattr(proof.plan, part), **fields)}))
+
+    with pytest.raises(UserError, match=r"made with .*: choose another folder, or remove it"):
+        other.results(quiet, quiet)
+    replace(other, out=tmp_path / "others").results(quiet, quiet)
+
+    assert {name for name, paths in found().items() if len(paths) > len(before[name])} == made_anew
+
+
 def test_a_piece_of_val_teaches_when_another_is_left_out(few_scenes, proof, tmp_path):
     plan = replace(proof.plan, k=None, arms=("gan",))
     [one] = replace(proof, found=piece_out(open_labels(few_scenes), "pit"), plan=plan).results(
@@ -73,7 +120,7 @@ def test_a_piece_of_val_teaches_when_another_is_left_out(few_scenes, proof, tmp_
 
     assert one["scenes"] == ["piece-2", "piece-4", "piece-6"]
     assert one["groups"] == ["piece-0", "piece-7"]
-    [made] = (tmp_path / "work").glob("scenes-pit-kall-gan-d0-s0-1-1-gan-3")
+    [made] = set_of("gan", tmp_path / "work")
     sources = {mark["group"] for line in open_provenance(made) for mark in line["marks"]}
     assert sources <= set(one["scenes"])
 
