@@ -24,7 +24,7 @@ from report import RESULTS, write_result
 from rollsight.inspect.labels import open_labels
 from rollsight.synth.arms import BASE, FINE_TUNING
 from rollsight.synth.draws import Draws, piece_out, rarity
-from rollsight.synth.lift import COUNTS, FIGURES, summary
+from rollsight.synth.lift import FIGURES, as_runs, summary
 from rollsight.synth.proof import ROW, Plan, Proof
 
 WORK = Path(__file__).parent.parent / "build" / "synth_lift"
@@ -120,7 +120,7 @@ def pooled(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for rare, arm in sorted({(one["rare_class"], one["arm"]) for one in told}):
         of = [one for one in told if (one["rare_class"], one["arm"]) == (rare, arm)]
-        counts = np.array([[sum(one["counts"][name]) for name in COUNTS] for one in of]).sum(axis=0)
+        counts = np.concatenate([fit for fits in as_runs(of).values() for fit in fits]).sum(axis=0)
         rows.append(
             {
                 **{"rare_class": rare, "arm": arm, "pieces": len(of)},

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData, open_labels
-from rollsight.inspect.metrics import Tally, class_iou
+from rollsight.inspect.metrics import BUCKETS, Tally, class_iou
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.scan import decide
 from rollsight.inspect.tiles import up_to_cell
@@ -135,7 +135,7 @@ def run_arm(
 
 
 def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:
-    """What a net finds on real images: figures, and for paired intervals the counts of the class by group.
+    """What a net finds on real images: figures, and for paired intervals the `counts` by group.
 
     IoU is of the plain argmax, F1_H and alarms at thresholds of 0.5; alarms of the class are counted on
     images without it.
@@ -151,8 +151,11 @@ def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:
         whole.add(truth, *maps, sample.group)
         if not (truth == value).any():
             clean.add(truth, *maps, sample.group)
-    counts = rare_counts(whole, clean, value)
-    return {"figures": figures(whole, clean, rare), "groups": list(whole.groups), "counts": counts}
+    return {
+        "figures": figures(whole, clean, rare),
+        "groups": list(whole.groups),
+        "counts": counts(whole, clean, rare),
+    }
 
 
 def figures(whole: Tally, clean: Tally, rare: str) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def figures(whole: Tally, clean: Tally, rare: str) -> dict[str, Any]:
     apart = {name: table.sum(axis=0) for name, table in clean.statistics().items()}
     alarms = int((apart["predicted"][c] - apart["true"][c]).sum())
     area = int(apart["area"])
-    sizes = zip(("tiny", "small", "medium", "large"), total["found"][c], total["truth"][c], strict=True)
+    sizes = zip(BUCKETS, total["found"][c], total["truth"][c], strict=True)
     return {
         "iou": _plain(iou[c]),
         "f1_h": f1[rare],
@@ -183,20 +186,37 @@ def figures(whole: Tally, clean: Tally, rare: str) -> dict[str, Any]:
     }
 
 
-def rare_counts(whole: Tally, clean: Tally, value: int) -> dict[str, list[int]]:
-    """Counts of a class by group: px in both, px in either, components, and alarms on images without it."""
+def counts(whole: Tally, clean: Tally, rare: str) -> dict[str, dict[str, Any]]:
+    """Counts by group, lists of (G,): all that a result is judged on again, without its images.
+
+    `classes`: of every class px in both and in either, components of the truth and those found, predicted
+    ones and those that are true. `by_size`: of the rare class, truth and found of each size. `clean`: of
+    images without the rare class, its false alarms and their px.
+    """
     told, apart = whole.statistics(), clean.statistics()
-    pixels, c = told["pixels"], value - 1
-    both = pixels[:, value, value]
-    either = pixels[:, value, :].sum(axis=1) + pixels[:, :, value].sum(axis=1) - both
-    rows = {group: i for i, group in enumerate(clean.groups)}
+    pixels, c = told["pixels"], whole.classes.index(rare)
+    classes = {}
+    for i, name in enumerate(whole.classes):
+        both = pixels[:, i + 1, i + 1]
+        either = pixels[:, i + 1, :].sum(axis=1) + pixels[:, :, i + 1].sum(axis=1) - both
+        sums = {key: told[key][:, i].sum(axis=1).tolist() for key in ("truth", "found", "true", "predicted")}
+        classes[name] = {"both": both.tolist(), "either": either.tolist(), **sums}
+    rows = {group: row for row, group in enumerate(clean.groups)}
     alarms = [
         int((apart["predicted"][rows[g], c] - apart["true"][rows[g], c]).sum()) if g in rows else 0
         for g in whole.groups
     ]
-    area = [int(apart["area"][rows[g]]) if g in rows else 0 for g in whole.groups]
-    sums = {name: told[name][:, c].sum(axis=1).tolist() for name in ("truth", "found", "predicted", "true")}
-    return {"both": both.tolist(), "either": either.tolist(), **sums, "alarms": alarms, "area": area}
+    return {
+        "classes": classes,
+        "by_size": {
+            size: {key: told[key][:, c, i].tolist() for key in ("truth", "found")}
+            for i, size in enumerate(BUCKETS)
+        },
+        "clean": {
+            "alarms": alarms,
+            "area": [int(apart["area"][rows[g]]) if g in rows else 0 for g in whole.groups],
+        },
+    }
 
 
 def _f1(found: int, truth: int, true: int, predicted: int) -> float | None:

@@ -13,7 +13,8 @@ DRAWS = 1000  # of the bootstrap
 ENOUGH = 3  # paired draws of scenes without which no interval is given
 
 Runs = Mapping[int, Sequence[NDArray[np.float64]]]  # draw -> counts (G, 8) of each of its fits
-COUNTS = ("both", "either", "truth", "found", "true", "predicted", "alarms", "area")
+OF_CLASS = ("both", "either", "truth", "found", "true", "predicted")
+COUNTS = (*OF_CLASS, "alarms", "area")
 
 
 def iou(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,9 +93,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     results: what `Proof.result` tells. All figures are over the draws that both arms have. The best arm is
     the one over which the GAN gains least IoU: where all have the same draws it is the one with the highest
-    mean on these very draws, which favours it. False alarms count as not more where the mean difference is 0
-    or less, or its interval holds 0; where no image is free of the class there is no figure of them. `shown`
+    mean on these very draws, which favours it. False alarms are more where the mean difference is above 0
+    and its interval does not hold 0; where no image is free of the class there is no figure of them. `shown`
     is true where the interval of IoU lies above 0 and alarms are not more, as far as there is a figure.
+    `other_classes`: what the others gain or lose.
     """
     by_case: dict[tuple[str, str, int | None], dict[str, list[Mapping[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
@@ -112,6 +114,8 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             best = min(gains, key=lambda name: gains[name])
             told = {figure: _told(runs[best], runs[arm], figure) for figure in FIGURES}
             alarms = told["fa_per_mpx"] if _has_alarms(runs[best], runs[arm]) else None
+            names = [name for name in arms[arm][0]["counts"]["classes"] if name != rare]
+            others = {name: (as_runs(arms[best], name), as_runs(arms[arm], name)) for name in names}
             more = alarms is not None and alarms["difference"] > 0 and (alarms["low"] or 0) > 0
             rows.append(
                 {
@@ -123,6 +127,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     **told["iou"],
                     "f1_h": told["f1_h"],
                     "fa_per_mpx": alarms,
+                    "other_classes": {
+                        name: {figure: _told(*pair, figure) for figure in ("iou", "f1_h")}
+                        for name, pair in others.items()
+                    },
                     "shown": bool((told["iou"]["low"] or -1) > 0 and not more),
                 }
             )
@@ -141,11 +149,15 @@ def _has_alarms(*arms: Runs) -> bool:
     return all(run[:, COUNTS.index("area")].any() for arm in arms for fits in arm.values() for run in fits)
 
 
-def as_runs(results: Sequence[Mapping[str, Any]]) -> Runs:
-    """The results of one arm by draw, as `lift` takes them."""
+def as_runs(results: Sequence[Mapping[str, Any]], name: str | None = None) -> Runs:
+    """The results of one arm by draw, as `lift` takes them, of a class: the rare one by default.
+
+    Alarms are those of the rare class whatever the name.
+    """
     runs: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
     for one in results:
-        runs[one["draw"]].append(np.array([one["counts"][name] for name in COUNTS], dtype=np.float64).T)
+        told = one["counts"]["classes"][name or one["rare_class"]] | one["counts"]["clean"]
+        runs[one["draw"]].append(np.array([told[key] for key in COUNTS], dtype=np.float64).T)
     return runs
 
 

@@ -46,7 +46,10 @@ from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator, recipe_json
 
 # What a table of runs shows; a run's file has more, the counts among it.
-ROW = ("data", "rare_class", "k", "arm", "draw", "gan_seed", "iou", "f1_h", "recall_by_size", "fa_per_mpx")
+ROW = (
+    *("data", "rare_class", "k", "arm", "draw", "gan_seed", "iou", "f1_h", "recall_by_size", "fa_per_mpx"),
+    *("iou_by_class", "f1_h_by_class"),
+)
 DESIGN = 1  # to be raised where code, and not a recipe, changes what a run finds: all is then made anew
 TUNING_DRAW = 1000  # the draw on which the mixing ratio is chosen; no result is of it
 Tell = Callable[[str, int, int], None]  # what is being done, step, steps
@@ -325,7 +328,7 @@ def _model(name: str, rare: str) -> Trained:
 
 def _put(path: Path, one: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, (json.dumps(one, allow_nan=False) + "\n").encode())
+    write_durably(path, (json.dumps(one, allow_nan=False, separators=(",", ":")) + "\n").encode())
 
 
 @contextmanager

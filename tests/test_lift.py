@@ -5,9 +5,9 @@ import pytest
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
-from rollsight.synth.arms import figures, needs_generator, rare_counts
+from rollsight.synth.arms import counts, figures, needs_generator
 from rollsight.synth.draws import piece_out, rarity
-from rollsight.synth.lift import COUNTS, lift, summary
+from rollsight.synth.lift import OF_CLASS, lift, summary
 from rollsight.synth.proof import Plan
 
 
@@ -68,8 +68,10 @@ def test_where_nothing_differs_an_interval_leaves_0_out_as_seldom_as_it_says(dra
     assert wrong <= 18  # 10 are expected; the seeds are fixed
 
 
-def result(arm: str, draw: int, hits: float, alarms: float = 1.0, seed: int = 0) -> dict:
-    counts = dict(zip(COUNTS, run(np.full(9, hits), alarms).T.tolist(), strict=True))
+def result(arm: str, draw: int, hits: float, alarms: float = 1.0, seed: int = 0, other: float = 50) -> dict:
+    rows = [run(np.full(9, of), alarms).T.tolist() for of in (hits, other)]
+    classes = {name: dict(zip(OF_CLASS, row[:6], strict=True)) for name, row in zip("co", rows, strict=True)}
+    counts = {"classes": classes, "clean": dict(zip(("alarms", "area"), rows[0][6:], strict=True))}
     told = {"data": "d", "rare_class": "c", "k": 10, "gan_seed": seed, "iou": hits / 100, "f1_h": hits / 100}
     return {**told, "arm": arm, "draw": draw, "fa_per_mpx": 100 * alarms, "counts": counts}
 
@@ -102,11 +104,22 @@ def test_alarms_that_are_more_in_the_mean_but_not_beyond_chance_do_not_hide_a_li
 def test_without_an_image_free_of_the_class_nothing_is_said_of_alarms():
     results = [result(arm, d, hits) for arm, hits in (("paste", 60), ("gan", 65)) for d in range(3)]
     for one in results:
-        one["counts"] |= {"alarms": [0.0] * 9, "area": [0.0] * 9}
+        one["counts"]["clean"] = {"alarms": [0.0] * 9, "area": [0.0] * 9}
 
     [row] = summary(results)
 
     assert row["fa_per_mpx"] is None and row["shown"]
+
+
+def test_a_neighbour_class_that_falls_is_told():
+    results = [result("paste", d, 60, other=55) for d in range(3)]
+    results += [result("gan", d, 65, other=50 - d) for d in range(3)]
+
+    [row] = summary(results)
+
+    told = row["other_classes"]["o"]["iou"]
+    assert (told["best"], told["gan"]) == pytest.approx((0.55, 0.49))
+    assert told["difference"] == pytest.approx(-0.06) and told["high"] < 0
 
 
 def test_a_draw_with_two_fits_counts_once_and_arms_are_held_against_each_other_on_draws_of_both():
@@ -164,13 +177,17 @@ def test_alarms_count_on_images_without_the_class_only():
     for tally in (whole, clean):
         tally.add(truth * 0, found, found, "b")
 
-    told, counts = figures(whole, clean, "scratch"), rare_counts(whole, clean, 2)
+    told, by_group = figures(whole, clean, "scratch"), counts(whole, clean, "scratch")
 
     # truth 100 px; found 50 + 25 on the one image, 75 on the other
     assert told["iou"] == pytest.approx(50 / (100 + 25 + 75))
     assert told["fa_per_mpx"] == pytest.approx(2 / (1600 / 1e6))
     assert told["f1_h"] == pytest.approx(2 * 1 * 0.25 / 1.25)
-    assert (counts["both"], counts["either"], counts["alarms"]) == ([50, 0], [125, 75], [0, 2])
+    rare = by_group["classes"]["scratch"]
+    assert (rare["both"], rare["either"], rare["predicted"]) == ([50, 0], [125, 75], [2, 2])
+    assert by_group["clean"] == {"alarms": [0, 2], "area": [0, 1600]}
+    assert by_group["by_size"]["small"] == {"truth": [1, 0], "found": [1, 0]}
+    assert by_group["classes"]["pit"]["either"] == [0, 0]
     assert told["recall_by_size"]["small"] == {"recall": None, "n": 1}
 
 

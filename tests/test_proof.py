@@ -51,6 +51,7 @@ def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_
         "scenes-scratch-k2-real-d0-s0.json",
     ]
     assert all(path.stat().st_size < 4000 for path in files)
+    assert set(results[0]["counts"]["classes"]) == {"pit", "scratch"}
     assert results[0]["scenes"] == results[1]["scenes"] and len(results[0]["scenes"]) == 2
     for method in ("paste", "gan"):
         [made] = set_of(method, tmp_path / "work")
@@ -67,6 +68,7 @@ def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_
     write_summary(tmp_path, proof.plan, results, [])
     rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
     assert [row["arm"] for row in rows] == ["real", "both"] and "counts" not in rows[0]
+    assert set(rows[0]["iou_by_class"]) == {"pit", "scratch"} == set(rows[0]["f1_h_by_class"])
 
     files[0].write_text("{")
     with pytest.raises(UserError, match="damaged: remove it, and it is made again"):
