@@ -21,11 +21,13 @@ from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, 
 from rollsight.synth.backgrounds import Backgrounds, Steel
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
+from rollsight.synth.gan import RING_PX, SEEN_PX
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
 from rollsight.synth.mask_bank import OUTLINES, Bools, Deformation, Mark, MaskBank, Plane, narrow
 from rollsight.synth.mask_gan import FEWEST
 from rollsight.synth.patches import PixelMm
 from rollsight.synth.placing import Density, find_place, pasted
+from scipy import ndimage
 
 ATTEMPTS = 40  # at a sample before it is given up
 MOST_MARKS = 2  # on a sample
@@ -136,13 +138,14 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: 
     first = bank.deformed(*drawn[0])
     steel = _near_in_gray(backgrounds, first, rng)
     image, mask = steel.image, steel.mask.copy()
+    at = (steel.y, steel.x, steel.width)
     start, placed, told, narrow_ones = image, [], [], 0
     for number, how in drawn:
         mark, zoom = sized(bank, number, how, steel.mm)
         if narrow(mark.inside):
             narrow_ones += 1
             continue
-        place = find_place(mark, mask > 0, rng, order.density, (steel.y, steel.x, steel.width))
+        place = find_place(mark, _taken(generator, order, mask), rng, order.density, at)
         if place is None:
             continue
         laid = lay(image, start, mark, place, poisson=order.method == "poisson")
@@ -166,6 +169,14 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: 
         "sha256": hashlib.sha256(pixels.tobytes() + mask.tobytes()).hexdigest(),
     }
     return Made(pixels, mask, steel.group, provenance, placed, start)
+
+
+def _taken(generator: Generator, order: Order, mask: NDArray[np.uint8]) -> Bools:
+    """Where no mark may lie: (H, W). What a generator of whole patches paints anew covers no other label."""
+    taken: Bools = mask > 0
+    if order.method == "gan" and generator.card.recipe["whole"]:
+        taken = ndimage.binary_dilation(taken, np.ones((2 * SEEN_PX + 1,) * 2, dtype=bool))
+    return taken
 
 
 def value_of(generator: Generator) -> int:
@@ -284,9 +295,6 @@ def _gray(steel: Steel) -> float:
 
 def _around(inside: Bools) -> Bools:
     """The ring that a contrast is measured against."""
-    from rollsight.synth.gan import RING_PX
-    from scipy import ndimage
-
     near, far = (ndimage.binary_dilation(inside, np.ones((2 * r + 1, 2 * r + 1))) for r in RING_PX)
     ring: Bools = far & ~near
     return ring

@@ -51,9 +51,12 @@ def unshuffled(planes: Tensor) -> Tensor:
     return F.pixel_unshuffle(planes, CELL).contiguous(memory_format=torch.channels_last)
 
 
-def gate(mask: Tensor) -> Tensor:
-    """Where the editor may write, 0 to 1: (N, 1, H, W) of a mask in {0, 1}; exactly 0 from 6 px away on."""
-    grown = spread(mask, GATE_DILATE_PX)
+def gate(mask: Tensor, dilate_px: int = GATE_DILATE_PX) -> Tensor:
+    """Where the editor may write, 0 to 1: (N, 1, H, W) of a mask in {0, 1}.
+
+    By default exactly 0 from 6 px away on, in general beyond dilate_px + GATE_REACH_PX.
+    """
+    grown = spread(mask, dilate_px)
     x = torch.arange(-GATE_REACH_PX, GATE_REACH_PX + 1, dtype=mask.dtype, device=mask.device)
     kernel = torch.exp(-0.5 * (x / GATE_SIGMA_PX) ** 2)
     kernel = kernel / kernel.sum()
@@ -123,7 +126,10 @@ class Modulated(nn.Module):
 
 
 class Editor(nn.Module):
-    """Adds a gated residual to a pasted defect, or with `whole` makes the whole patch of a mask.
+    """Adds a gated residual to a pasted defect, or with `whole` makes all that the discriminator sees anew.
+
+    The latter fades into the steel SEEN_PX from the mask: on a whole canvas it would paint over the defects
+    that other labels name.
 
     start (N, 1, H, W) in [0, 1], mask (N, 1, H, W) in {0, 1}, noise (N, 1, H, W) and latent (N, 64) standard
     normal, classes (N,) int64 -> image (N, 1, H, W) in [0, 1]. H and W are multiples of `widths.stride`.
@@ -181,7 +187,8 @@ class Editor(nn.Module):
     def forward(self, start: Tensor, mask: Tensor, noise: Tensor, latent: Tensor, classes: Tensor) -> Tensor:
         added = self.residual(start, mask, noise, latent, classes)
         if self.whole:
-            return torch.sigmoid(16 * added)  # +-0.25 spans the range
+            anew = torch.sigmoid(16 * added)  # +-0.25 spans the range
+            return start + gate(mask, SEEN_PX - GATE_REACH_PX) * (anew - start)
         return (start + gate(mask) * added).clamp(0, 1)
 
 

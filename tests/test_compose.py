@@ -102,6 +102,20 @@ def test_the_labels_of_the_steel_stay_and_nothing_overlaps_them(generator, steel
         np.testing.assert_array_equal(made.mask[labelled], background.mask[labelled])
 
 
+def test_a_generator_of_whole_patches_paints_over_no_other_label(few_scenes, small_fit, steel, tmp_path):
+    found = fit_data(open_labels(few_scenes), "scratch")
+    made_by = fit_generator(found, tmp_path / "whole", replace(small_fit, whole=True, steps=2))
+    kept = 0
+    for index in range(6):
+        made = make_sample(made_by, steel, Order(), index)
+        background = next(s for s in steel.scenes if s.name == made.provenance["background"]["name"])
+        labelled = background.mask > 0
+        np.testing.assert_array_equal(made.image[labelled], np.round(background.image * 255)[labelled])
+        assert (made.mask == 2).sum() > (background.mask == 2).sum()
+        kept += labelled.any()
+    assert kept == 6
+
+
 def test_clean_windows_of_a_roll_are_steel_and_its_dark_sides_are_unknown(generator, tmp_path):
     image = np.random.default_rng(0).normal(110, 4, (1, 600, 400)).clip(60, 255).astype(np.uint8)
     image[:, :, :30] = 0
