@@ -1,7 +1,9 @@
 """One arm of a proof: what it adds to the real scenes, how it is trained, what it finds on real images.
 
 Every arm begins from one base net that never saw the rare class, takes equal optimiser steps, and has all the
-real crops that *real only* has in each batch: synthetic crops are added, none of them in the last tenth.
+real crops that *real only* has in each batch: synthetic crops are added, none of them in the last tenth. In
+it the learning rate has all but ended, so the average forgets quickly what was before it, and the norms take
+their statistics from real crops in the end: what is judged is a net of real images.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +18,11 @@ from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.metrics import BUCKETS, Tally, class_iou
 from rollsight.inspect.recipe import Recipe
+from rollsight.inspect.sampling import Sampler
 from rollsight.inspect.scan import decide
 from rollsight.inspect.tiles import up_to_cell
 from rollsight.inspect.train import train
+from rollsight.inspect.training_data import read_sources
 from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Order, make_data
 from rollsight.synth.generator import Generator
@@ -27,6 +31,7 @@ from torch import nn
 
 BASE_CROPS, RARE_CROPS = 6, 4  # of a batch: scenes without the class, and with it
 UNTIL = 0.9  # share of the steps in which synthetic crops are drawn
+SETTLING = 30  # batches of real crops that the norms take their statistics from in the end
 SAMPLES = 120  # of a synthetic set
 RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
 RATIO = 0.5
@@ -57,8 +62,9 @@ FINE_TUNING = Recipe(
     small_weight=0.0,
     learning_rate=1e-3,
     evaluate_every=200,
+    ema_half_life=30,  # steps; the last tenth has 40
 )
-BASE = replace(FINE_TUNING, steps=1100, batch=12, learning_rate=2e-3, fewest=0)
+BASE = replace(FINE_TUNING, steps=1100, batch=12, learning_rate=2e-3, fewest=0, ema_half_life=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ def run_arm(
         raise UserError(f"ratio {ratio:g}: synthetic crops per real one, above 0 and up to 2", USAGE)
     crops = round(ratio * (BASE_CROPS + RARE_CROPS))
     each = [crops // len(added) + (i < crops % len(added)) for i in range(len(added))]
-    return train(
+    net = train(
         [base, rare, *added],
         run,
         replace(recipe, batch=BASE_CROPS + RARE_CROPS + sum(each)),
@@ -132,6 +138,34 @@ def run_arm(
         init=(init.net, init.classes),
         on_step=on_step,
     )
+    return settled(net, base, rare, recipe)
+
+
+def settled(net: nn.Module, base: LabelledData, rare: LabelledData, recipe: Recipe) -> nn.Module:
+    """The net with the statistics of its norms taken anew: the mean over SETTLING batches of real crops.
+
+    Their running mean would keep some of the synthetic crops, of which other arms have none. The crops are
+    those after the last step's.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    if recipe.frozen_norms or not norms:
+        return net.eval()
+    first = recipe.steps
+    recipe = replace(recipe, batch=BASE_CROPS + RARE_CROPS, steps=first + SETTLING)
+    sources = read_sources([base, rare], base.classes, recipe, [BASE_CROPS, RARE_CROPS], [])
+    sampler = Sampler(sources, recipe)
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all, each the same
+        norm.train()
+    with torch.no_grad():
+        for step in range(first, recipe.steps):
+            net(sampler.batch(step).images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return net.eval()
 
 
 def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
+from rollsight.inspect.nets import NETS
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.sampling import Sampler
 from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
+from rollsight.synth.arms import BASE, FINE_TUNING, SETTLING, UNTIL, settled
 from rollsight.synth.data_card import open_provenance
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.proof import Plan, Proof, write_summary
+from torch.nn import BatchNorm2d
 
 
 @pytest.fixture
@@ -28,6 +32,8 @@ def proof(few_scenes, small_fit, tmp_path):
         generic_steps=1,
         samples=3,
         fit=small_fit,
+        arm=replace(FINE_TUNING, crop_px=64),
+        base=replace(BASE, crop_px=64),
     )
     return Proof(rarity(open_labels(few_scenes), "scratch"), plan, tmp_path / "work", tmp_path / "runs")
 
@@ -147,6 +153,24 @@ def test_synthetic_crops_are_added_and_end_before_the_last_steps(few_scenes):
     for step, crops in ((7, first), (8, last)):
         for mine, real in zip(crops, alone.crops(step), strict=False):
             np.testing.assert_array_equal(mine.image, real.image)  # the real ones are not replaced
+
+
+def test_what_is_judged_has_its_norms_from_real_crops_whatever_it_was_trained_on(few_scenes):
+    base, rare = rarity(open_labels(few_scenes), "scratch").drawn(2, 0)
+    recipe = replace(FINE_TUNING, crop_px=64)
+    nets = [NETS["fast"](2, attention="none") for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    norms = [[m for m in net.modules() if isinstance(m, BatchNorm2d)] for net in nets]
+    for norm in norms[1]:  # as if from much brighter crops
+        norm.running_mean += 3
+
+    first, second = (settled(net, base, rare, recipe) for net in nets)
+
+    assert not first.training and norms[0][0].num_batches_tracked == SETTLING
+    assert norms[0][0].momentum is not None
+    for name, mine in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], mine, rtol=0, atol=0)
+    assert FINE_TUNING.ema_half_life < (1 - UNTIL) * FINE_TUNING.steps
 
 
 @pytest.mark.parametrize("until", [(1.0,), (0.9, 0.9), (0.0, 1.0)])
