@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.inspect.labels import IGNORE, LabelledData, Sample
+from rollsight.inspect.labels import ANY_SPLIT, IGNORE, LabelledData, Sample
 from rollsight.synth.patches import class_value
 
 
@@ -96,7 +96,8 @@ class PieceOut:
 
 
 def piece_out(data: LabelledData, defect_class: str) -> PieceOut:
-    """Look at every mask; UserError for an unknown class, or one of fewer than two pieces."""
+    """Look at every mask; UserError for rolls, an unknown class, or one of fewer than two pieces."""
+    _refuse_rolls(data)
     value = class_value(data.classes, defect_class, data.root)
     holding = {sample.group for sample in data.samples if (sample.read()[1] == value).any()}
     if len(holding) < 2:
@@ -116,7 +117,8 @@ def piece_out(data: LabelledData, defect_class: str) -> PieceOut:
 def rarity(
     data: LabelledData, defect_class: str, on_image: Callable[[int, int], None] | None = None
 ) -> Rarity:
-    """Look at every mask of the train split; UserError for an unknown class, or one that no scene holds."""
+    """Look at every mask of the train split; UserError for rolls, an unknown class, or one no scene holds."""
+    _refuse_rolls(data)
     value = class_value(data.classes, defect_class, data.root)
     parts: dict[str, list[Sample]] = {"without": [], "single": [], "several": []}
     samples = data.of_split("train").samples
@@ -132,3 +134,12 @@ def rarity(
     if not parts["without"]:
         raise UserError(f"{data.root}: every train image holds {defect_class}: it is not rare", USAGE)
     return Rarity(data, defect_class, *(tuple(parts[kind]) for kind in ("without", "single", "several")))
+
+
+def _refuse_rolls(data: LabelledData) -> None:
+    """A tile of a roll is of any split: a net would be tested on what it learned from."""
+    if any(sample.split == ANY_SPLIT for sample in data.samples):
+        raise UserError(
+            f"{data.root}: rolls have no test split: a proof needs labelled images with one (manifest.csv)",
+            USAGE,
+        )

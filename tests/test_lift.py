@@ -9,6 +9,7 @@ from rollsight.synth.arms import counts, figures, needs_generator
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.lift import OF_CLASS, lift, summary
 from rollsight.synth.proof import Plan
+from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 
 def run(hits: np.ndarray, alarms: float = 1.0) -> np.ndarray:
@@ -167,6 +168,15 @@ def test_a_piece_that_is_left_out_teaches_nothing_and_is_what_a_draw_is_judged_o
         found.held("val", 0)
     with pytest.raises(UserError, match="3 scenes with a piece left out: a draw has all of the others"):
         found.drawn(3, 0)
+
+
+def test_rolls_whose_tiles_are_of_any_split_prove_nothing(tmp_path):
+    simulate_roll(tmp_path / "S-1.zarr", SimulatedStrip(2.0, 6, width_px=300, density=4))
+    data = open_labels(tmp_path)
+
+    for split in (rarity, piece_out):
+        with pytest.raises(UserError, match="rolls have no test split: a proof needs labelled images"):
+            split(data, "pit")
 
 
 def test_alarms_count_on_images_without_the_class_only():
