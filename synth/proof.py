@@ -40,7 +40,7 @@ from rollsight.synth.arms import (
     run_arm,
     synthetic,
 )
-from rollsight.synth.draws import Draws
+from rollsight.synth.draws import Draws, PieceOut
 from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator, recipe_json
@@ -59,7 +59,7 @@ Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 class Plan:
     """What is to be proven, and how long each part of it trains."""
 
-    k: int | None = 10  # scenes of the class; None: all there are
+    k: int | None = 10  # scenes of the class; None: all there are, in one draw but where a piece is left out
     draws: tuple[int, ...] = (0, 1, 2, 3)
     arms: tuple[str, ...] = ("real", "paste", "poisson", "gan", "both")
     gan_seeds: Mapping[int, int] = field(default_factory=dict)  # draw -> fits of its generator, 1 by default
@@ -98,6 +98,14 @@ class Proof:
     plan: Plan
     work: Path
     out: Path
+
+    def __post_init__(self) -> None:
+        draws = len(self.plan.draws)
+        if self.plan.k is None and draws > 1 and not isinstance(self.found, PieceOut):
+            raise UserError(
+                f"all scenes of {self.rare} are one draw, {draws} were asked for: give a k, or one draw",
+                USAGE,
+            )
 
     @property
     def rare(self) -> str:

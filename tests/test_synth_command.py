@@ -60,6 +60,11 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
             ("prove", "scratch", "--k", "9", "--out", "proof"),
             "3 train images hold scratch alone, 9",
         ),
+        (("prove", "scratch", "--out", "proof"), "3 train images hold scratch alone, 10 were asked for"),
+        (
+            ("prove", "scratch", "--k", "0", "--draws", "2", "--out", "proof"),
+            "all scenes of scratch are one draw, 2 were asked for: give a k, or one draw",
+        ),
         (("prove", "scratch", "--arms", "real,magic", "--out", "proof"), "arm 'magic': it must be one of"),
     ],
 )

@@ -283,8 +283,8 @@ def prove(
     labels: Labels,
     out: Annotated[Path, typer.Option(help="Folder for one JSON per run, and summary.json.")],
     k: Annotated[
-        int | None, typer.Option(min=1, help="Scenes of the class in a draw. Default: all there are.")
-    ] = None,
+        int, typer.Option(min=0, help="Scenes of the class in a draw; 0: all there are, with --draws 1.")
+    ] = 10,
     draws: Annotated[int, typer.Option(min=1, help="Draws of these scenes; 3 or more give intervals.")] = 4,
     arms: Annotated[
         str, typer.Option(help="Of real, paste, poisson, gan, both, whole, no_contrast.")
@@ -320,7 +320,7 @@ def prove(
 
     torch.set_num_threads(threads or slots())
     plan = Plan(
-        k=k,
+        k=k or None,
         draws=tuple(range(draws)),
         arms=tuple(name.strip() for name in arms.split(",")),
         steps=steps,
