@@ -150,7 +150,7 @@ class Proof:
         path = self.out / f"{name}.json"
         if (known := self._known(path, arm)) is not None:
             return known
-        with _held(self.work / f"{name}.lock") as mine:
+        with _held(self.work / name) as mine:
             if not mine:
                 return None
             if (known := self._known(path, arm)) is not None:
@@ -232,12 +232,12 @@ class Proof:
         """The base net, the same for all draws and arms."""
         plan, path = self.plan, self.work / f"{self.title}-base-{self._base_key()}.safetensors"
         classes = tuple("(never seen)" if name == self.rare else name for name in base.classes)
-        with _held(path.with_suffix(".lock"), wait=True):
+        with _held(path, wait=True):
             if not path.is_file():
                 trained = base_net(
                     base,
                     self.rare,
-                    path.with_suffix(""),
+                    path.with_name(path.name.removesuffix(".safetensors")),
                     replace(plan.base, steps=plan.base_steps),
                     begin=_model(plan.begin, self.rare) if plan.begin else None,
                     on_step=lambda step, _: tell(f"{self.title}-base", step, plan.base_steps),
@@ -255,7 +255,7 @@ class Proof:
         kind, samples = _kind(method), self.plan.samples
         generator = self._generator(kind, base, rare, draw, seed if method in GENERATORS else 0, tell)
         folder = self.work / f"{generator.folder.name}-{method}-{samples}"
-        with _held(folder.with_suffix(".lock"), wait=True):
+        with _held(folder, wait=True):
             made = synthetic(method, generator, base, folder, seed=draw, samples=samples)
         return made, {"method": method, "generator": generator.hash[:16], "set": made.digest()[:16]}
 
@@ -266,7 +266,7 @@ class Proof:
         plan = self.plan
         k = "all" if plan.k is None else plan.k
         folder = self.work / f"{self.title}-k{k}-{kind}-d{draw}-s{seed}-{self._generator_key(kind)}"
-        with _held(folder.with_suffix(".lock"), wait=True):
+        with _held(folder, wait=True):
             if folder.is_dir():
                 return open_generator(folder)
             generic = self._generic(kind, base, tell)
@@ -293,7 +293,7 @@ class Proof:
         """A generator of the other classes: it never saw the rare one."""
         plan = self.plan
         folder = self.work / f"{self.title}-generic-{kind}-{self._generic_key(kind)}"
-        with _held(folder.with_suffix(".lock"), wait=True):
+        with _held(folder, wait=True):
             if folder.is_dir():
                 return open_generator(folder)
             others = [name for name in base.classes if name != self.rare]
@@ -341,9 +341,10 @@ def _put(path: Path, one: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _held(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process holds the lock, until the block ends; with `wait` it does in the end."""
+    """Whether this process holds the lock of what is to be at `path`; with `wait` it does in the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    # Added to the whole name: after a dot in that of the data, one lock would stand for all, and for itself.
+    with path.with_name(f"{path.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

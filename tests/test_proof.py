@@ -1,6 +1,7 @@
 """A proof as a whole, of a step or two: added and never replacing, paired, going on where it stopped."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +22,13 @@ from torch.nn import BatchNorm2d
 
 
 @pytest.fixture
-def proof(few_scenes, small_fit, tmp_path):
-    plan = Plan(
+def proof(few_scenes, small_plan, tmp_path):
+    return Proof(rarity(open_labels(few_scenes), "scratch"), small_plan, tmp_path / "work", tmp_path / "runs")
+
+
+@pytest.fixture
+def small_plan(small_fit):
+    return Plan(
         k=2,
         draws=(0,),
         arms=("real", "both"),
@@ -35,7 +41,6 @@ def proof(few_scenes, small_fit, tmp_path):
         arm=replace(FINE_TUNING, crop_px=64),
         base=replace(BASE, crop_px=64),
     )
-    return Proof(rarity(open_labels(few_scenes), "scratch"), plan, tmp_path / "work", tmp_path / "runs")
 
 
 def quiet(*_) -> None:
@@ -131,6 +136,16 @@ def test_a_piece_of_val_teaches_when_another_is_left_out(few_scenes, proof, tmp_
     [made] = set_of("gan", tmp_path / "work")
     sources = {mark["group"] for line in open_provenance(made) for mark in line["marks"]}
     assert sources <= set(one["scenes"])
+
+
+def test_a_dot_in_the_name_of_the_data_makes_no_lock_wait_for_itself(few_scenes, proof, tmp_path):
+    line = shutil.copytree(few_scenes, tmp_path / "line.3")
+    (line / "classes.json").write_text(json.dumps(["pit", "scratch 0.5"]))
+
+    replace(proof, found=rarity(open_labels(line), "scratch 0.5")).results(quiet, quiet)
+
+    assert (tmp_path / "runs" / "line.3-scratch 0.5-k2-both-d0-s0.json").is_file()
+    assert len(list((tmp_path / "work").glob("*.lock"))) == 7  # 2 runs and sets, a generator, 2 to begin from
 
 
 def test_a_net_that_knows_the_class_is_none_to_begin_from(proof, small_model):
