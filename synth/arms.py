@@ -82,6 +82,21 @@ def needs_generator(arm: str) -> set[str]:
     return {name for name in ARMS[arm] if name in GENERATORS}
 
 
+def crops_of(sets: int, ratio: float) -> list[int]:
+    """How many crops of each of so many synthetic sets a batch gets; UserError where one gets none."""
+    if not 0 < ratio <= 2:
+        raise UserError(f"ratio {ratio:g}: synthetic crops per real one, above 0 and up to 2", USAGE)
+    real = BASE_CROPS + RARE_CROPS
+    crops = round(ratio * real)
+    if crops < sets:
+        raise UserError(
+            f"ratio {ratio:g}: {crops} synthetic crops beside {real} real ones, from {sets} sets: "
+            f"give {sets / real:g} or more",
+            USAGE,
+        )
+    return [crops // sets + (i < crops % sets) for i in range(sets)]
+
+
 def base_net(
     base: LabelledData,
     rare: str,
@@ -125,10 +140,7 @@ def run_arm(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> nn.Module:
     """Fine-tune the base net on real scenes and what an arm adds, `ratio` synthetic crops per real one."""
-    if not 0 < ratio <= 2:
-        raise UserError(f"ratio {ratio:g}: synthetic crops per real one, above 0 and up to 2", USAGE)
-    crops = round(ratio * (BASE_CROPS + RARE_CROPS))
-    each = [crops // len(added) + (i < crops % len(added)) for i in range(len(added))]
+    each = crops_of(len(added), ratio)
     net = train(
         [base, rare, *added],
         run,

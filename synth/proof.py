@@ -35,6 +35,7 @@ from rollsight.synth.arms import (
     SAMPLES,
     Trained,
     base_net,
+    crops_of,
     judged,
     needs_generator,
     run_arm,
@@ -44,6 +45,9 @@ from rollsight.synth.draws import Draws, PieceOut
 from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator, recipe_json
+from rollsight.synth.generic import Generic, shipped, suits
+from rollsight.synth.mask_bank import marks_of
+from rollsight.synth.patches import class_value, read_scenes
 
 # What a table of runs shows; a run's file has more, the counts among it.
 ROW = (
@@ -77,6 +81,7 @@ class Plan:
     def __post_init__(self) -> None:
         for arm in self.arms:
             needs_generator(arm)
+            crops_of(len(ARMS[arm]), self.ratio)
         if not self.draws or len(set(self.draws)) != len(self.draws) or min(self.draws) < 0:
             raise UserError(f"draws {self.draws}: give different whole numbers from 0", USAGE)
         if min(self.steps, self.base_steps, self.fit_steps, self.generic_steps, self.samples) < 1:
@@ -115,8 +120,17 @@ class Proof:
     def title(self) -> str:
         return f"{self.found.data.root.name}-{self.rare}"
 
+    def check(self, split: str) -> None:
+        """UserError where there are too few scenes, or no image of a split has the class to judge by."""
+        self.found.drawn(self.plan.k, self.plan.draws[0])
+        held = self.found.held(split, self.plan.draws[0])
+        value = class_value(held.classes, self.rare, held.root)
+        if not any((sample.read()[1] == value).any() for sample in held.samples):
+            raise UserError(f"{held.root}: no {split} image holds {self.rare}: nothing to judge by", USAGE)
+
     def results(self, tell: Tell, on_run: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
         """All runs of the plan, made where they are not there; what another process works on is left out."""
+        self.check("test")
         done = []
         for arm, draw, seed in self.plan.runs():
             one = self.result(arm, draw, seed, tell)
@@ -127,6 +141,7 @@ class Proof:
 
     def choose_ratio(self, tell: Tell, methods: Sequence[str] = ("paste", "gan")) -> dict[str, Any]:
         """The ratio with the highest mean IoU of the class on val over the methods, on a draw of its own."""
+        self.check("val")
         trials = []
         for ratio in RATIOS:
             with_ratio = replace(self, plan=replace(self.plan, ratio=ratio))
@@ -208,8 +223,10 @@ class Proof:
         return short_hash(asdict(plan.base), plan.base_steps, plan.begin, _digest(self.found.data))
 
     def _generic_key(self, kind: str) -> str:
+        common = shipped() if len(self.found.data.classes) == 1 else None
+        begun = common.hash if common is not None else ""
         recipe = recipe_json(self._recipe(kind))
-        return short_hash(recipe, self.plan.generic_steps, _digest(self.found.data))
+        return short_hash(recipe, self.plan.generic_steps, _digest(self.found.data), begun)
 
     def _generator_key(self, kind: str) -> str:
         return short_hash(self._generic_key(kind), recipe_json(self._recipe(kind)), self.plan.fit_steps)
@@ -289,15 +306,24 @@ class Proof:
         samples = self.found.data.samples
         return [one for one in samples if one.split in ("val", "test") and one.group not in taught]
 
-    def _generic(self, kind: str, base: LabelledData, tell: Tell) -> Generator:
-        """A generator of the other classes: it never saw the rare one."""
+    def _generic(self, kind: str, base: LabelledData, tell: Tell) -> Generator | Generic | None:
+        """A generator of the other classes: it never saw the rare one.
+
+        Where no other class is labelled, the shipped one if it suits and knows none of that name; else None.
+        """
         plan = self.plan
         folder = self.work / f"{self.title}-generic-{kind}-{self._generic_key(kind)}"
         with _held(folder, wait=True):
             if folder.is_dir():
                 return open_generator(folder)
-            others = [name for name in base.classes if name != self.rare]
-            recipe = replace(self._recipe(kind), steps=plan.generic_steps, rare_share=1 / len(others))
+            taught = {mark.defect_class for mark in marks_of(read_scenes(base), base.classes)}
+            others = [name for name in base.classes if name in taught]
+            recipe = replace(self._recipe(kind), steps=plan.generic_steps)
+            if not others:
+                common = shipped()
+                suited = common is not None and suits(common, recipe) and self.rare not in common.card.classes
+                return common if suited else None
+            recipe = replace(recipe, rare_share=1 / len(others))
             made = fit_generator(
                 fit_data(base, others[0], fewest=1),
                 folder,

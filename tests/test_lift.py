@@ -5,7 +5,7 @@ import pytest
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
-from rollsight.synth.arms import counts, figures, needs_generator
+from rollsight.synth.arms import counts, crops_of, figures, needs_generator
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.lift import OF_CLASS, lift, summary
 from rollsight.synth.proof import Plan
@@ -212,3 +212,8 @@ def test_a_plan_counts_its_runs_and_refuses_what_it_cannot_do():
         Plan(arms=("magic",))
     with pytest.raises(UserError, match="at least one step"):
         Plan(fit_steps=0)
+    with pytest.raises(UserError, match="ratio 0: synthetic crops per real one, above 0"):
+        Plan(ratio=0)
+    with pytest.raises(UserError, match=r"ratio 0.05: 0 synthetic crops .*, from 1 sets: give 0.1 or more"):
+        Plan(arms=("real", "gan"), ratio=0.05)
+    assert (crops_of(0, 0.5), crops_of(2, 0.5), crops_of(2, 0.2)) == ([], [3, 2], [1, 1])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.nets import NETS
@@ -17,6 +18,9 @@ from rollsight.inspect.training_data import read_sources
 from rollsight.synth.arms import BASE, FINE_TUNING, SETTLING, UNTIL, settled
 from rollsight.synth.data_card import open_provenance
 from rollsight.synth.draws import piece_out, rarity
+from rollsight.synth.fit_recipe import PRESETS
+from rollsight.synth.generator import open_generator
+from rollsight.synth.generic import shipped
 from rollsight.synth.proof import Plan, Proof, write_summary
 from torch.nn import BatchNorm2d
 
@@ -146,6 +150,27 @@ def test_a_dot_in_the_name_of_the_data_makes_no_lock_wait_for_itself(few_scenes,
 
     assert (tmp_path / "runs" / "line.3-scratch 0.5-k2-both-d0-s0.json").is_file()
     assert len(list((tmp_path / "work").glob("*.lock"))) == 7  # 2 runs and sets, a generator, 2 to begin from
+
+
+@pytest.mark.parametrize(("name", "begun"), [("scratch", True), ("scratches", False)])
+def test_a_class_that_is_labelled_alone_begins_from_the_shipped_generator_unless_that_knows_it(
+    few_scenes, small_plan, tmp_path, name, begun
+):
+    labels = shutil.copytree(few_scenes, tmp_path / "labels")
+    (labels / "classes.json").write_text(json.dumps([name]))
+    for path in labels.glob("*_mask.png"):
+        mask = np.asarray(Image.open(path))
+        Image.fromarray((mask == 2).astype(np.uint8)).save(path)
+    plan = replace(small_plan, arms=("gan",), fit=PRESETS["cpu-64"])
+
+    [one] = Proof(rarity(open_labels(labels), name), plan, tmp_path / "work", tmp_path / "runs").results(
+        quiet, quiet
+    )
+
+    [folder] = [path for path in (tmp_path / "work").glob("*-gan-d0-s0-????????") if path.is_dir()]
+    card = open_generator(folder).card
+    assert card.begun_from == (shipped().hash if begun else "") and card.classes == (name,)
+    assert one["iou_by_class"].keys() == {name}
 
 
 def test_a_net_that_knows_the_class_is_none_to_begin_from(proof, small_model):

@@ -1,6 +1,7 @@
 """`inspect synth` as a user types it: fit, make, remake, check; one line for what cannot be done."""
 
 import json
+import shutil
 
 import pytest
 from rollsight.inspect.errors import UserError
@@ -65,6 +66,16 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
             ("prove", "scratch", "--k", "0", "--draws", "2", "--out", "proof"),
             "all scenes of scratch are one draw, 2 were asked for: give a k, or one draw",
         ),
+        (
+            ("prove", "scratch", "--k", "2", "--out", "proof"),
+            "no val image holds scratch: nothing to judge by",
+        ),
+        (("prove", "pit", "--k", "2", "--out", "proof"), "no test image holds pit: nothing to judge by"),
+        (("prove", "scratch", "--ratio", "3", "--out", "proof"), "ratio 3: .* above 0 and up to 2"),
+        (
+            ("prove", "scratch", "--ratio", "0.1", "--out", "proof"),
+            "1 synthetic crops beside 10 real ones, from 2 sets: give 0.2 or more",
+        ),
         (("prove", "scratch", "--arms", "real,magic", "--out", "proof"), "arm 'magic': it must be one of"),
     ],
 )
@@ -74,6 +85,15 @@ def test_a_mistake_is_one_line(arguments, line, few_scenes, tmp_path, monkeypatc
     with pytest.raises(UserError, match=line):
         inspect("synth", *arguments, "--labels", few_scenes)
     assert not (tmp_path / "plant" / "generators" / "scratch").exists()
+
+
+def test_a_proof_without_val_asks_for_the_ratio(few_scenes, tmp_path):
+    labels = shutil.copytree(few_scenes, tmp_path / "labels")
+    table = (labels / "manifest.csv").read_text()
+    (labels / "manifest.csv").write_text(table.replace(",val,", ",train,"))
+
+    with pytest.raises(UserError, match="no val split to choose the ratio on: give --ratio"):
+        inspect("synth", "prove", "scratch", "--labels", labels, "--k", 2, "--out", tmp_path / "proof")
 
 
 def test_without_backgrounds_nothing_is_made(fitted, tmp_path):

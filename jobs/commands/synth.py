@@ -314,6 +314,7 @@ def prove(
     from rollsight.inspect.labels import open_labels
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
+    from rollsight.synth.arms import RATIO
     from rollsight.synth.draws import rarity
     from rollsight.synth.lift import summary
     from rollsight.synth.proof import Plan, Proof, write_summary
@@ -323,15 +324,19 @@ def prove(
         k=k or None,
         draws=tuple(range(draws)),
         arms=tuple(name.strip() for name in arms.split(",")),
+        ratio=RATIO if ratio is None else ratio,
         steps=steps,
         base_steps=base_steps,
         fit_steps=fit_steps,
         generic_steps=generic_steps,
         samples=samples,
     )
-    data = open_labels(labels)
-    data.of_split("test")  # said before hours of work
-    proof = Proof(rarity(data, defect_class), plan, out / "work", out / "runs")
+    proof = Proof(rarity(open_labels(labels), defect_class), plan, out / "work", out / "runs")
+    proof.check("test")  # all that is missing is said before hours of work
+    if ratio is None:
+        if not any(sample.split == "val" for sample in proof.found.data.samples):
+            raise UserError(f"{labels}: no val split to choose the ratio on: give --ratio", USAGE)
+        proof.check("val")
     total = sum(1 for _ in plan.runs())
     with console.count_progress(f"prove {defect_class}", "runs") as on_run:
         counted = [0]
