@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from report import RESULTS, write_result
+from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
+from rollsight.inspect.rolls import write_durably
 from rollsight.synth.arms import BASE, FINE_TUNING
 from rollsight.synth.draws import Draws, piece_out, rarity
 from rollsight.synth.lift import FIGURES, as_runs, summary
@@ -95,22 +97,28 @@ def all_cases(folder: Path) -> dict[str, tuple[Draws, Plan]]:
 
 
 def work(found: Draws, plan: Plan, until: float | None) -> None:
-    """The runs of a case that are not there yet.
+    """The runs of a case that are not there yet; one that cannot be made says why, and the next one follows.
 
     The mixing ratio is chosen once for a class, at k = 10; tiles have no val to choose by: the default.
     """
     proof = Proof(found, plan, WORK, OUT)
-    if plan.k is not None:
-        chosen = OUT / f"ratio-{found.defect_class}.json"
-        if not chosen.is_file():
+    try:
+        proof.check("test")
+        if plan.k is not None:
             told = replace(proof, plan=replace(plan, k=10)).choose_ratio(say)
-            chosen.write_text(json.dumps(told) + "\n", encoding="utf-8")
-        ratio = json.loads(chosen.read_text(encoding="utf-8"))["ratio"]
-        proof = replace(proof, plan=replace(plan, ratio=ratio))
+            write_durably(OUT / f"ratio-{found.defect_class}.json", (json.dumps(told) + "\n").encode())
+            proof = replace(proof, plan=replace(plan, ratio=told["ratio"]))
+    except UserError as error:
+        print(proof.title, plan.k, error, flush=True)
+        return
     for arm, draw, seed in plan.runs():
         if until is not None and time.monotonic() > until:
             return
-        one = proof.result(arm, draw, seed, say)
+        try:
+            one = proof.result(arm, draw, seed, say)
+        except UserError as error:
+            print(proof.title, plan.k, arm, draw, seed, error, flush=True)
+            continue
         if one is not None:
             print(proof.title, plan.k, arm, draw, seed, f"IoU {one['iou']:.3f}", flush=True)
 

@@ -140,23 +140,27 @@ class Proof:
         return done
 
     def choose_ratio(self, tell: Tell, methods: Sequence[str] = ("paste", "gan")) -> dict[str, Any]:
-        """The ratio with the highest mean IoU of the class on val over the methods, on a draw of its own."""
+        """The ratio with the highest mean IoU of the class on val over the methods, on a draw of its own.
+
+        What another process works on is waited for, after all others are made.
+        """
         self.check("val")
-        trials = []
-        for ratio in RATIOS:
-            with_ratio = replace(self, plan=replace(self.plan, ratio=ratio))
-            for method in methods:
-                one = with_ratio.result(method, TUNING_DRAW, 0, tell, split="val")
-                if one is None:
-                    raise UserError("another process chooses the ratio: begin when it is done")
-                trials.append({"ratio": ratio, "arm": method, "iou": one["iou"]})
+        asked = [(ratio, method) for ratio in RATIOS for method in methods]
+        made: dict[tuple[float, str], dict[str, Any]] = {}
+        for wait in (False, True):
+            for ratio, method in asked:
+                trial = replace(self, plan=replace(self.plan, ratio=ratio))
+                one = trial.result(method, TUNING_DRAW, 0, tell, split="val", wait=wait)
+                if one is not None:
+                    made[ratio, method] = one
+        trials = [{"ratio": r, "arm": method, "iou": made[r, method]["iou"]} for r, method in asked]
         means = {r: float(np.mean([t["iou"] for t in trials if t["ratio"] == r])) for r in RATIOS}
         return {"ratio": max(means, key=lambda r: means[r]), "trials": trials}
 
     def result(
-        self, arm: str, draw: int, seed: int, tell: Tell, split: str = "test"
+        self, arm: str, draw: int, seed: int, tell: Tell, split: str = "test", *, wait: bool = False
     ) -> dict[str, Any] | None:
-        """One run; None where another process works on it."""
+        """One run; None where another process works on it, unless that is waited for."""
         plan = self.plan
         k = "all" if plan.k is None else plan.k
         name = f"{self.title}-k{k}-{arm}-d{draw}-s{seed}" + (
@@ -165,7 +169,7 @@ class Proof:
         path = self.out / f"{name}.json"
         if (known := self._known(path, arm)) is not None:
             return known
-        with _held(self.work / name) as mine:
+        with _held(self.work / name, wait=wait) as mine:
             if not mine:
                 return None
             if (known := self._known(path, arm)) is not None:

@@ -1,7 +1,10 @@
 """A proof as a whole, of a step or two: added and never replacing, paired, going on where it stopped."""
 
+import fcntl
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +18,7 @@ from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.sampling import Sampler
 from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
-from rollsight.synth.arms import BASE, FINE_TUNING, SETTLING, UNTIL, settled
+from rollsight.synth.arms import BASE, FINE_TUNING, RATIOS, SETTLING, UNTIL, settled
 from rollsight.synth.data_card import open_provenance
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.fit_recipe import PRESETS
@@ -150,6 +153,24 @@ def test_a_dot_in_the_name_of_the_data_makes_no_lock_wait_for_itself(few_scenes,
 
     assert (tmp_path / "runs" / "line.3-scratch 0.5-k2-both-d0-s0.json").is_file()
     assert len(list((tmp_path / "work").glob("*.lock"))) == 7  # 2 runs and sets, a generator, 2 to begin from
+
+
+def test_the_ratio_is_chosen_by_two_processes_together(few_scenes, proof, tmp_path):
+    """One that finds a trial taken makes the others, then waits for it."""
+    choosing = replace(proof, found=rarity(open_labels(few_scenes), "pit"))
+    (tmp_path / "work").mkdir()
+    name = "scenes-pit-k2-paste-d1000-s0-val-r0.2"
+    with ThreadPoolExecutor() as pool, (tmp_path / "work" / f"{name}.lock").open("w") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        chosen = pool.submit(choosing.choose_ratio, quiet, ["paste"])
+        while len(list((tmp_path / "runs").glob("*.json"))) < 2:
+            assert not chosen.done()
+            time.sleep(0.1)
+        assert not (tmp_path / "runs" / f"{name}.json").exists()
+        fcntl.flock(theirs, fcntl.LOCK_UN)
+
+    told = chosen.result()
+    assert told["ratio"] in RATIOS and [trial["ratio"] for trial in told["trials"]] == list(RATIOS)
 
 
 @pytest.mark.parametrize(("name", "begun"), [("scratch", True), ("scratches", False)])
