@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.metrics import BUCKETS, Tally, class_iou
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.sampling import Sampler
 from rollsight.inspect.scan import decide
-from rollsight.inspect.tiles import up_to_cell
 from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
 from rollsight.synth.backgrounds import Backgrounds
@@ -279,10 +279,11 @@ def _plain(value: Any) -> float | None:
 
 
 def net_logits(net: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(K + 1, H, W) of an image (M, H, W), padded to whole cells by reflection as `evaluate` pads it."""
-    _, height, width = image.shape
-    pad = ((0, 0), (0, up_to_cell(height) - height), (0, up_to_cell(width) - width))
-    with torch.inference_mode():
-        logits = net(torch.from_numpy(np.pad(image, pad, mode="reflect"))[None])
-    out: NDArray[np.float32] = logits[0, :, :height, :width].numpy()
-    return out
+    """(K + 1, H, W) of an image (M, H, W), padded as `evaluate` pads it."""
+
+    def engine(window: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = net(torch.from_numpy(window)[None])[0].numpy()
+        return logits
+
+    return padded_logits(engine, image)

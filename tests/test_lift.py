@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from rollsight.inspect.engines import torch_engine
 from rollsight.inspect.errors import UserError
+from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
-from rollsight.synth.arms import counts, crops_of, figures, needs_generator
+from rollsight.synth.arms import counts, crops_of, figures, needs_generator, net_logits
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.lift import OF_CLASS, lift, summary
 from rollsight.synth.proof import Plan
@@ -199,6 +201,15 @@ def test_alarms_count_on_images_without_the_class_only():
     assert by_group["by_size"]["small"] == {"truth": [1, 0], "found": [1, 0]}
     assert by_group["classes"]["pit"]["either"] == [0, 0]
     assert told["recall_by_size"]["small"] == {"recall": None, "n": 1}
+
+
+def test_an_arms_net_sees_an_image_as_evaluate_shows_it(small_model):
+    image = np.random.default_rng(0).random((1, 70, 90), dtype=np.float32)
+
+    logits = net_logits(small_model.net().eval(), image)
+
+    assert logits.shape == (3, 70, 90)
+    np.testing.assert_allclose(logits, padded_logits(torch_engine(small_model), image), atol=1e-4)
 
 
 def test_a_plan_counts_its_runs_and_refuses_what_it_cannot_do():
