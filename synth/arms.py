@@ -33,6 +33,7 @@ BASE_CROPS, RARE_CROPS = 6, 4  # of a batch: scenes without the class, and with 
 UNTIL = 0.9  # share of the steps in which synthetic crops are drawn
 SETTLING = 30  # batches of real crops that the norms take their statistics from in the end
 SAMPLES = 120  # of a synthetic set
+OWN_STEEL = 0.4  # of them that lie on the draw's own scenes of the class: its marks belong on such steel
 RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
 RATIO = 0.5
 
@@ -115,15 +116,20 @@ def synthetic(
     method: str,
     generator: Generator,
     base: LabelledData,
+    rare: LabelledData,
     folder: Path,
     *,
     seed: int,
     samples: int = SAMPLES,
 ) -> LabelledData:
-    """The labelled data of a method for a draw, made where it is not there yet, on the base's own scenes."""
+    """The labelled data of a method for a draw, made where it is not there yet.
+
+    All methods have the same steel: scenes of the base data, and for OWN_STEEL of the samples the draw's own
+    scenes of the class, whose labelled px stay free.
+    """
     if not folder.is_dir():
         drawn_by = "gan" if method in GENERATORS else method
-        steel = Backgrounds(read_scenes(base), [], base.classes)
+        steel = Backgrounds(read_scenes(base), [], base.classes, read_scenes(rare), OWN_STEEL)
         make_data(generator, steel, Order(seed=seed, method=drawn_by), samples, folder)
     return open_labels(folder)
 

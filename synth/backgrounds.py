@@ -42,6 +42,8 @@ class Backgrounds:
     scenes: list[Scene] = field(default_factory=list)
     rolls: list[Roll] = field(default_factory=list)
     classes: tuple[str, ...] = ()  # of the masks
+    own: list[Scene] = field(default_factory=list)  # that the marks are of: the same steel
+    own_share: float = 0.0  # of the samples that are made on these
 
     def __len__(self) -> int:
         return len(self.scenes) + len(self.rolls)
@@ -56,6 +58,14 @@ class Backgrounds:
                 name = f"{roll.roll_id}/{number}"
                 windows.append(Scene(steel.image, steel.mask, name, roll.roll_id, steel.mm))
         return [*self.scenes, *windows]
+
+    def for_sample(self, rng: np.random.Generator) -> "Backgrounds":
+        """The steel that one sample is made on: the marks' own, or all other."""
+        if not self.own:
+            return self
+        if rng.random() < self.own_share:
+            return Backgrounds(self.own, [], self.classes)
+        return Backgrounds(self.scenes, self.rolls, self.classes)
 
     def draw(self, rng: np.random.Generator) -> Steel:
         """A canvas: a whole image up to 256 px, else a window; every image and roll is as likely."""

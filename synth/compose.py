@@ -26,12 +26,11 @@ from rollsight.synth.generator import METHODS, Generator, kept_contrast
 from rollsight.synth.mask_bank import OUTLINES, Bools, Deformation, Mark, MaskBank, Plane, narrow
 from rollsight.synth.mask_gan import FEWEST
 from rollsight.synth.patches import PixelMm
-from rollsight.synth.placing import Density, find_place, pasted
+from rollsight.synth.placing import STEEL_CHOICE, Density, find_place, gray_around, pasted
 from scipy import ndimage
 
 ATTEMPTS = 40  # at a sample before it is given up
 MOST_MARKS = 2  # on a sample
-STEEL_CHOICE = 3  # canvases looked at for one whose gray is near that around the mark
 PASTE_KEEP = 0.5  # of its contrast at home that a mark must have on the new steel
 VISIBLE = 0.5  # of the steel's own spread: less contrast is no label, unless the mark has no more at home
 EDIT_KEEP = 0.5  # of the paste's contrast: less is rejected
@@ -281,11 +280,10 @@ def edit(
 
 
 def _near_in_gray(backgrounds: Backgrounds, mark: Mark, rng: np.random.Generator) -> Steel:
-    """Of some canvases the one whose gray is nearest to that around the mark: steel of one line is alike."""
-    around = mark.own & ~mark.inside
-    home = float(np.median(mark.image[around])) if around.any() else 0.5
-    canvases = [backgrounds.draw(rng) for _ in range(STEEL_CHOICE)]
-    return min(canvases, key=lambda steel: abs(_gray(steel) - home))
+    """Of some canvases the one whose gray is nearest to that around the mark."""
+    home, steel = gray_around(mark), backgrounds.for_sample(rng)
+    canvases = [steel.draw(rng) for _ in range(STEEL_CHOICE)]
+    return min(canvases, key=lambda canvas: abs(_gray(canvas) - home))
 
 
 def _gray(steel: Steel) -> float:

@@ -23,6 +23,7 @@ class FitRecipe:
     penalty_every: int = 3  # steps, times which the penalty counts (lazy: arXiv:1912.04958, sec. 3.1)
     ema_half_life: int = 70  # steps
     rare_share: float = 0.6  # of a batch that is of the class asked for, where others help
+    elsewhere: float = 0.0  # of that class's pastes, how many lie on steel of scenes without it, as at `make`
     contrast_weight: float = 5.0
     contrast_keep: float = 0.8  # of the paste's contrast the loss asks for
     residual_weight: float = 0.5
@@ -36,8 +37,10 @@ class FitRecipe:
 
 FINE_TUNING_STEPS = 500  # from the generic generator; `inspect synth prove` fine-tunes as long
 
+ELSEWHERE = 0.3  # the discriminator must not tell pastes by steel that real patches never lie on: not all
+
 PRESETS = {
-    "cpu-64": FitRecipe(),
+    "cpu-64": FitRecipe(elsewhere=ELSEWHERE),
     # Sizes and rates as R3GAN's, by its rules; no GPU was at hand to run them on.
     "gpu-128": FitRecipe(
         preset="gpu-128",
@@ -48,6 +51,7 @@ PRESETS = {
         batch=64,
         learning_rate=(2e-4, 5e-5),
         ema_half_life=1000,
+        elsewhere=ELSEWHERE,
         checkpoint_every=1000,
     ),
     "gpu-256": FitRecipe(
@@ -59,6 +63,7 @@ PRESETS = {
         batch=32,
         learning_rate=(2e-4, 5e-5),
         ema_half_life=1000,
+        elsewhere=ELSEWHERE,
         checkpoint_every=1000,
     ),
 }
@@ -71,5 +76,7 @@ def check_fit_recipe(recipe: FitRecipe) -> None:
         raise UserError(
             f"patches of {recipe.size_px} px: a multiple of {2 ** len(recipe.judge)} is needed", USAGE
         )
+    if not 0 <= recipe.elsewhere <= 1:
+        raise UserError(f"elsewhere is {recipe.elsewhere:g}: a share of the pastes, 0 to 1", USAGE)
     if recipe.steps < 1 or recipe.batch < 2:
         raise UserError(f"{recipe.steps} steps of {recipe.batch}: at least 1 step of 2 patches", USAGE)

@@ -114,6 +114,7 @@ def fit_generator(
         found.classes,
         rare=found.defect_class,
         rare_share=recipe.rare_share,
+        elsewhere=recipe.elsewhere,
         size_px=recipe.size_px,
         batch=recipe.batch,
         seed=recipe.seed,

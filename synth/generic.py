@@ -140,7 +140,7 @@ def fit_generic(
     stop_after: int | None = None,
 ) -> Adversary:
     """Fit in the folder `run`, all classes alike; gone on with, bit by bit, where it was interrupted."""
-    recipe = replace(recipe, rare_share=1 / len(found.taken))
+    recipe = replace(recipe, rare_share=1 / len(found.taken), elsewhere=0.0)
     sampler = PatchSampler(
         found.scenes,
         found.classes,

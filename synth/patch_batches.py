@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.synth.mask_bank import TILT, Deformation, Mark, deform, narrow
 from rollsight.synth.patches import CleanPlaces, Scene, clean_places, patch_around
-from rollsight.synth.placing import pasted
+from rollsight.synth.placing import STEEL_CHOICE, gray_around, pasted
 from torch import Tensor
 
 HELD_SHARE = 0.2  # of a class's scenes whose real patches only measure overfitting
@@ -41,6 +41,7 @@ class _Pool:
     train: list[tuple[Scene, NDArray[np.int64]]]  # with the px (n, 2) of the class
     held: list[tuple[Scene, NDArray[np.int64]]]
     places: list[CleanPlaces]
+    elsewhere: list[CleanPlaces]  # clean steel of scenes without it, where pastes shall lie on such
     value: int
 
 
@@ -58,15 +59,18 @@ class PatchSampler:
         size_px: int,
         batch: int,
         seed: int,
+        elsewhere: float = 0.0,
         backgrounds: Sequence[Scene] = (),
     ) -> None:
         """classes: those learned, names of `data_classes`; backgrounds: more clean steel.
 
         A paste lies on clean steel of scenes that hold its class, so that the discriminator cannot tell it
-        by its light; where these have none, on that of other scenes, then of `backgrounds`. UserError where
-        there is no clean steel at all.
+        by its light; where these have none, on that of other scenes, then of `backgrounds`. Of the class
+        `rare` the share `elsewhere` lies on other scenes and `backgrounds`, whose gray is near. UserError
+        where there is no clean steel at all.
         """
         self.classes, self.size, self.n, self.seed = tuple(classes), size_px, batch, seed
+        self._elsewhere = elsewhere
         others = [name for name in classes if name != rare]
         share = rare_share if others else 1.0
         self._shares = np.array([share if name == rare else (1 - share) / len(others) for name in classes])
@@ -85,7 +89,12 @@ class PatchSampler:
                     "--backgrounds, a folder of clean images or a roll",
                     USAGE,
                 )
-            self._pools.append(_Pool(_with_pixels(train, value), _with_pixels(held, value), places, value))
+            beyond: list[CleanPlaces] = []
+            if elsewhere and name == rare:
+                beyond = [place for place in everywhere if place.scene.name not in names]
+                beyond += clean_places(backgrounds, size_px)
+            pixels = (_with_pixels(train, value), _with_pixels(held, value))
+            self._pools.append(_Pool(*pixels, places, beyond, value))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, from 0."""
@@ -141,13 +150,22 @@ class PatchSampler:
                 int(rng.integers(2**31)),
             )
             mark = deform(mark, how)
-            place = pool.places[rng.integers(len(pool.places))]
+            place = self._place(pool, mark, rng)
             y, x = place.origins[rng.integers(len(place.origins))].tolist()
             steel = place.scene.image[y : y + self.size, x : x + self.size]
             corner = [(self.size - side) // 2 for side in mark.inside.shape]
             start, on_steel = pasted(steel, mark, (corner[0], corner[1]))
             if not narrow(on_steel):
                 return start, on_steel.astype(np.float32)
+
+    def _place(self, pool: _Pool, mark: Mark, rng: np.random.Generator) -> CleanPlaces:
+        """The scene that a mark is pasted on."""
+        if pool.elsewhere and rng.random() < self._elsewhere:
+            home = gray_around(mark)
+            looked_at = [pool.elsewhere[i] for i in rng.integers(len(pool.elsewhere), size=STEEL_CHOICE)]
+            nearest: CleanPlaces = min(looked_at, key=lambda place: abs(place.gray - home))
+            return nearest
+        return pool.places[rng.integers(len(pool.places))]
 
 
 def _hold_back(scenes: Sequence[Scene], seed: int) -> tuple[list[Scene], list[Scene]]:

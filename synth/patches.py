@@ -136,6 +136,7 @@ class CleanPlaces:
 
     scene: Scene
     origins: NDArray[np.int64]  # (n, 2) first line and column
+    gray: float  # median of its clean px
 
 
 def clean_places(scenes: Sequence[Scene], size: int) -> list[CleanPlaces]:
@@ -147,5 +148,5 @@ def clean_places(scenes: Sequence[Scene], size: int) -> list[CleanPlaces]:
         # 255 counts as a defect here: nobody said that it is clean.
         origins = np.argwhere(clean_origins((scene.mask > 0).astype(np.uint8), size))
         if len(origins):
-            found.append(CleanPlaces(scene, origins))
+            found.append(CleanPlaces(scene, origins, float(np.median(scene.image[scene.mask == 0]))))
     return found

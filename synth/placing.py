@@ -12,6 +12,7 @@ from rollsight.synth.mask_bank import Bools, Mark, Plane
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
+STEEL_CHOICE = 8  # canvases looked at for one whose gray is near that around the mark
 TRIES = 12  # places looked at before a mark is given up
 EDGE_SHARE = 0.08  # of the width: how fast the density of `edges` falls off
 LANE_SHARE = 0.03  # of the width: spread of a lane
@@ -47,6 +48,12 @@ class Density:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def gray_around(mark: Mark) -> float:
+    """The median gray of what a mark carries of its surroundings: steel of one line is alike."""
+    around = mark.own & ~mark.inside
+    return float(np.median(mark.image[around])) if around.any() else 0.5
 
 
 def find_place(

@@ -277,7 +277,7 @@ class Proof:
         generator = self._generator(kind, base, rare, draw, seed if method in GENERATORS else 0, tell)
         folder = self.work / f"{generator.folder.name}-{method}-{samples}"
         with _held(folder, wait=True):
-            made = synthetic(method, generator, base, folder, seed=draw, samples=samples)
+            made = synthetic(method, generator, base, rare, folder, seed=draw, samples=samples)
         return made, {"method": method, "generator": generator.hash[:16], "set": made.digest()[:16]}
 
     def _generator(
@@ -322,7 +322,7 @@ class Proof:
                 return open_generator(folder)
             taught = {mark.defect_class for mark in marks_of(read_scenes(base), base.classes)}
             others = [name for name in base.classes if name in taught]
-            recipe = replace(self._recipe(kind), steps=plan.generic_steps)
+            recipe = replace(self._recipe(kind), steps=plan.generic_steps, elsewhere=0.0)
             if not others:
                 common = shipped()
                 suited = common is not None and suits(common, recipe) and self.rare not in common.card.classes

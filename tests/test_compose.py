@@ -92,6 +92,22 @@ def test_an_edited_sample_keeps_its_steel_and_its_contrast(generator, steel):
         np.testing.assert_array_equal(made.image[away], np.round(background.image * 255)[away])
 
 
+def test_a_share_of_the_samples_lies_on_the_marks_own_steel_the_same_for_all_methods(generator, steel):
+    own, others = (
+        [scene for scene in steel.scenes if (scene.mask == 2).any() == holds] for holds in (True, False)
+    )
+    both = replace(steel, scenes=others, own=own, own_share=0.4)
+    names = {method: [] for method in ("paste", "poisson", "gan")}
+    for method, found in names.items():
+        for index in range(30):
+            made = make_sample(generator, both, Order(method=method), index)
+            found.append(made.provenance["background"]["name"])
+
+    on_own = [name in {scene.name for scene in own} for name in names["paste"]]
+    assert 6 <= sum(on_own) <= 18
+    assert names["paste"] == names["poisson"] == names["gan"]
+
+
 def test_the_labels_of_the_steel_stay_and_nothing_overlaps_them(generator, steel):
     for index in range(6):
         made = make_sample(generator, steel, Order(method="paste"), index)

@@ -16,6 +16,8 @@ from rollsight.synth.adversarial import STATE, read_state
 from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import WEIGHTS, open_generator
+from rollsight.synth.patch_batches import PatchSampler
+from rollsight.synth.patches import Scene
 
 
 @pytest.fixture
@@ -163,7 +165,42 @@ def test_without_any_clean_steel_backgrounds_are_asked_for(scenes, tmp_path, sma
         fit_generator(fit_data(open_labels(scenes), "scratch"), tmp_path / "g", small_fit)
 
 
-@pytest.mark.parametrize("change", [{"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}])
+def test_a_share_of_the_rare_pastes_lies_on_steel_of_other_scenes_whose_gray_is_near():
+    """Scenes of a class on gray 0.3, of another on 0.4, clean ones of 0.9: pastes lie on 0.3, and on 0.4."""
+    scenes = []
+    for number, gray in enumerate((0.3, 0.3, 0.4, 0.4, 0.9, 0.9)):
+        image, mask = np.full((96, 96), gray, np.float32), np.zeros((96, 96), np.uint8)
+        if gray < 0.9:
+            mask[60:80, 60:66] = 2 if gray == 0.3 else 1
+            image[mask > 0] = 0.1
+        scenes.append(Scene(image, mask, f"{number}", f"{number}"))
+    made = {
+        share: PatchSampler(
+            scenes,
+            ("pit", "scratch"),
+            ("scratch",),
+            rare="scratch",
+            rare_share=1.0,
+            size_px=32,
+            batch=8,
+            seed=0,
+            elsewhere=share,
+        )
+        for share in (0.0, 0.3)
+    }
+
+    grays = {}  # of the steel: marks are darker
+    for share, of in made.items():
+        pastes = np.concatenate([of.batch(step).start.numpy() for step in range(40)])
+        grays[share] = np.round(10 * pastes.max(axis=(1, 2, 3))).astype(int).tolist()
+    assert set(grays[0.0]) == {3}
+    assert 0.2 < 1 - grays[0.3].count(3) / 320 < 0.4
+    assert grays[0.3].count(4) > 0.9 * (320 - grays[0.3].count(3))
+
+
+@pytest.mark.parametrize(
+    "change", [{"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}, {"elsewhere": 2}]
+)
 def test_a_recipe_that_cannot_be_followed_is_refused(change, small_fit):
     with pytest.raises(UserError):
         check_fit_recipe(replace(FitRecipe(), **change))
