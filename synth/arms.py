@@ -25,6 +25,7 @@ from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
 from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Order, make_data
+from rollsight.synth.fit_recipe import FREE
 from rollsight.synth.generator import Generator
 from rollsight.synth.patches import read_scenes
 from torch import nn
@@ -37,7 +38,8 @@ OWN_STEEL = 0.4  # of them that lie on the draw's own scenes of the class: its m
 RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
 RATIO = 0.5
 
-# Arm -> the methods whose samples it adds; "whole" and "no_contrast" are generators of their own.
+# Arm -> the methods whose samples it adds; those in GENERATORS are generators of their own. "degraded" has
+# the starts of "free" without its editor: what that adds to them is the GAN's.
 ARMS: dict[str, tuple[str, ...]] = {
     "real": (),
     "paste": ("paste",),
@@ -46,12 +48,15 @@ ARMS: dict[str, tuple[str, ...]] = {
     "both": ("paste", "gan"),
     "whole": ("whole",),
     "no_contrast": ("no_contrast",),
+    "free": ("free",),
+    "degraded": ("degraded",),
 }
-WITHOUT_GAN = ("real", "paste", "poisson")
+WITHOUT_GAN = ("real", "paste", "poisson", "degraded")
 GENERATORS: dict[str, dict[str, Any]] = {
     "gan": {},
     "whole": {"whole": True},
     "no_contrast": {"contrast_weight": 0.0},
+    "free": {**FREE},
 }
 
 FINE_TUNING = Recipe(
@@ -74,6 +79,13 @@ class Trained:
 
     net: nn.Module
     classes: tuple[str, ...]
+
+
+def generator_of(method: str) -> str:
+    """The generator whose marks a method draws: plain pastes draw those of *gan*."""
+    if method in GENERATORS:
+        return method
+    return "free" if method == "degraded" else "gan"
 
 
 def needs_generator(arm: str) -> set[str]:

@@ -21,7 +21,8 @@ from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, 
 from rollsight.synth.backgrounds import Backgrounds, Steel
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
-from rollsight.synth.gan import RING_PX, SEEN_PX
+from rollsight.synth.degraded import VISIBLE, contrast_at, degraded, surroundings
+from rollsight.synth.gan import SEEN_PX
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
 from rollsight.synth.mask_bank import OUTLINES, Bools, Deformation, Mark, MaskBank, Plane, narrow
 from rollsight.synth.mask_gan import FEWEST
@@ -32,7 +33,6 @@ from scipy import ndimage
 ATTEMPTS = 40  # at a sample before it is given up
 MOST_MARKS = 2  # on a sample
 PASTE_KEEP = 0.5  # of its contrast at home that a mark must have on the new steel
-VISIBLE = 0.5  # of the steel's own spread: less contrast is no label, unless the mark has no more at home
 EDIT_KEEP = 0.5  # of the paste's contrast: less is rejected
 MOST_ZOOM = 8.0  # from the px of the labels to those of the steel, either way
 
@@ -89,14 +89,24 @@ def key_of(seed: int, number: int | str) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)]
 
 
-def check_outlines(generator: Generator, order: Order) -> None:
-    """Refuse, as UserError, an order of made outlines for a generator that makes none."""
+def check_order(generator: Generator, order: Order) -> None:
+    """Refuse, as UserError, an order of made outlines or degraded starts for a generator without them."""
+    if order.method == "degraded" and not starts_degraded(generator, order):
+        raise UserError(
+            f"degraded starts: {generator.card.name} was fitted without them: fit it with --free", USAGE
+        )
     if order.outlines == "gan" and generator.bank.outlines is None:
         raise UserError(
             f"outlines of the mask GAN: {generator.card.name} has none, {len(generator.bank.marks)} marks "
             f"(they are learned from {FEWEST} on): give --outlines bank or both",
             USAGE,
         )
+
+
+def starts_degraded(generator: Generator, order: Order) -> float:
+    """The share of the marks that the editor is given degraded: at `make` as in the fit."""
+    degrading = order.method in ("gan", "degraded")
+    return float(generator.card.recipe.get("degraded", 0.0)) if degrading else 0.0  # older cards have none
 
 
 def draw(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, Deformation]:
@@ -109,12 +119,12 @@ def draw(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, D
 
 def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, index: int) -> Made:
     """Sample `index` of an order; UserError where no attempt at it succeeds."""
-    check_outlines(generator, order)
+    check_order(generator, order)
     key = key_of(order.seed, index)
     rejected: Counter[str] = Counter()
     for attempt in range(ATTEMPTS):
         try:
-            made = _attempt(generator, backgrounds, order, np.random.default_rng([*key, attempt]))
+            made = _attempt(generator, backgrounds, order, [*key, attempt])
         except Rejected as reason:
             rejected[str(reason)] += 1
             continue
@@ -131,8 +141,9 @@ def counted(rejected: Counter[str]) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in rejected.most_common())
 
 
-def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: np.random.Generator) -> Made:
-    bank = generator.bank
+def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, key: list[int]) -> Made:
+    bank, rng = generator.bank, np.random.default_rng(key)
+    starts = Starts(starts_degraded(generator, order), np.random.default_rng([*key, 1]))
     drawn = [draw(bank, order, rng) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
     first = bank.deformed(*drawn[0])
     steel = _near_in_gray(backgrounds, first, rng)
@@ -147,7 +158,7 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, rng: 
         place = find_place(mark, _taken(generator, order, mask), rng, order.density, at)
         if place is None:
             continue
-        laid = lay(image, start, mark, place, poisson=order.method == "poisson")
+        laid = lay(image, start, mark, place, starts, poisson=order.method == "poisson")
         if laid is None:
             narrow_ones += 1
             continue
@@ -214,25 +225,38 @@ def sized(
     return bank.deformed(number, how), zoom
 
 
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """How often a mark is degraded, by random numbers of its own: marks and places stay those of others."""
+
+    share: float
+    rng: np.random.Generator
+
+
 def lay(
-    image: Plane, start: Plane, mark: Mark, place: tuple[int, int], *, poisson: bool
-) -> tuple[Plane, Bools, dict[str, float]] | None:
+    image: Plane, start: Plane, mark: Mark, place: tuple[int, int], starts: Starts, *, poisson: bool
+) -> tuple[Plane, Bools, dict[str, Any]] | None:
     """The mark laid on `start` (H, W): the new canvas, the mark's px on it, its contrasts.
 
-    image: the steel without any mark. None where the mark is under 2 px wide there; Rejected where too little
-    of it would show.
+    image: the steel without any mark. A degraded one is told as such. None where the mark is under 2 px wide
+    there; Rejected where too little of it would show.
     """
     on_steel, inside = pasted(start, mark, place, poisson=poisson)
     if narrow(inside):
         return None
     at_home = contrast_at(mark.image, mark.inside)
     here = contrast_at(on_steel, inside)
-    spread = float(image[_around(inside)].std())
+    spread = float(image[surroundings(inside)].std())
     if here * np.sign(at_home) < min(VISIBLE * spread, abs(at_home)) or (
         here * np.sign(at_home) < PASTE_KEEP * abs(at_home)
     ):
         raise Rejected("faint")
-    return on_steel, inside, {"contrast_at_home": round(at_home, 4), "contrast_pasted": round(here, 4)}
+    told: dict[str, Any] = {"contrast_at_home": round(at_home, 4), "contrast_pasted": round(here, 4)}
+    if starts.share and starts.rng.random() < starts.share:
+        less = degraded(start, on_steel, inside, starts.rng)
+        if less is not None:
+            on_steel, told["degraded"] = less
+    return on_steel, inside, told
 
 
 def tell(
@@ -289,21 +313,6 @@ def _near_in_gray(backgrounds: Backgrounds, mark: Mark, rng: np.random.Generator
 def _gray(steel: Steel) -> float:
     clean = steel.image[steel.mask == 0]
     return float(np.median(clean)) if clean.size else 2.0  # no clean px: farther than any
-
-
-def _around(inside: Bools) -> Bools:
-    """The ring that a contrast is measured against."""
-    near, far = (ndimage.binary_dilation(inside, np.ones((2 * r + 1, 2 * r + 1))) for r in RING_PX)
-    ring: Bools = far & ~near
-    return ring
-
-
-def contrast_at(image: Plane, inside: Bools) -> float:
-    """Mean gray of a mark's px less that of its ring, 0 without a ring: both (H, W)."""
-    around = _around(inside)
-    if not around.any():
-        return 0.0
-    return float(image[inside].mean() - image[around].mean())
 
 
 def make_data(

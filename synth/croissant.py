@@ -72,7 +72,7 @@ OF_PROVENANCE = {
     "config": (TEXT, "SHA-256 of the recipe."),
     "sha256": (TEXT, "Of what was made."),
     "order.seed": (WHOLE, "Seed of the set."),
-    "order.method": (TEXT, "gan, paste or poisson."),
+    "order.method": (TEXT, "gan, paste, poisson or degraded."),
     "background.name": (TEXT, "Image or roll that the steel is of."),
     "background.group": (TEXT, "Its group."),
     "background.y": (WHOLE, "First line of the steel in it."),

@@ -30,6 +30,7 @@ class FitRecipe:
     variety_weight: float = 5.0
     variety: float = 0.015  # mean difference inside the gate that two latents shall make
     variety_every: int = 4
+    degraded: float = 0.0  # of the pastes, how many keep outline and mean gray only (`synth/degraded.py`)
     whole: bool = False  # make whole patches instead of editing: the rival
     checkpoint_every: int = 100
     seed: int = 0
@@ -37,6 +38,8 @@ class FitRecipe:
 
 FINE_TUNING_STEPS = 500  # from the generic generator; `inspect synth prove` fine-tunes as long
 
+# An editor that makes the defect: half of its starts have nothing to keep, and what it changes costs little.
+FREE: dict[str, float] = {"degraded": 0.5, "residual_weight": 0.05}
 ELSEWHERE = 0.3  # the discriminator must not tell pastes by steel that real patches never lie on: not all
 
 PRESETS = {
@@ -76,7 +79,10 @@ def check_fit_recipe(recipe: FitRecipe) -> None:
         raise UserError(
             f"patches of {recipe.size_px} px: a multiple of {2 ** len(recipe.judge)} is needed", USAGE
         )
-    if not 0 <= recipe.elsewhere <= 1:
-        raise UserError(f"elsewhere is {recipe.elsewhere:g}: a share of the pastes, 0 to 1", USAGE)
+    for name in ("elsewhere", "degraded"):
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise UserError(f"{name} is {getattr(recipe, name):g}: a share of the pastes, 0 to 1", USAGE)
+    if recipe.whole and recipe.degraded:
+        raise UserError("whole patches have no start that could be degraded: choose one of both", USAGE)
     if recipe.steps < 1 or recipe.batch < 2:
         raise UserError(f"{recipe.steps} steps of {recipe.batch}: at least 1 step of 2 patches", USAGE)

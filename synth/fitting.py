@@ -115,6 +115,7 @@ def fit_generator(
         rare=found.defect_class,
         rare_share=recipe.rare_share,
         elsewhere=recipe.elsewhere,
+        degraded=recipe.degraded,
         size_px=recipe.size_px,
         batch=recipe.batch,
         seed=recipe.seed,

@@ -28,7 +28,7 @@ OUTLINES = "outlines.safetensors"  # the mask GAN's generator, where one was fit
 CARD = "card.json"
 FITTING = "fitting"  # folder of a generator with what its fit was
 KEEP = 0.6  # of a paste's contrast that an edit keeps at least
-METHODS = ("gan", "paste", "poisson")
+METHODS = ("gan", "paste", "poisson", "degraded")  # the last: the starts of a *free* fit as they are
 
 
 class GeneratorCard(BaseModel):

@@ -147,6 +147,7 @@ def fit_generic(
         found.taken,
         rare=found.taken[0],
         rare_share=recipe.rare_share,
+        degraded=recipe.degraded,
         size_px=recipe.size_px,
         batch=recipe.batch,
         seed=recipe.seed,

@@ -18,7 +18,8 @@ from rollsight.synth.compose import (
     ATTEMPTS,
     Order,
     Rejected,
-    check_outlines,
+    Starts,
+    check_order,
     counted,
     draw,
     edit,
@@ -26,6 +27,7 @@ from rollsight.synth.compose import (
     lay,
     made_by,
     sized,
+    starts_degraded,
     tell,
 )
 from rollsight.synth.gan import GATE_DILATE_PX, GATE_REACH_PX, RING_PX
@@ -77,7 +79,7 @@ class Field:
 def open_field(generator: Generator, roll: Roll, order: Order) -> Field:
     """UserError where defects of this generator cannot go into this roll."""
     check_one_mode(roll)
-    check_outlines(generator, order)
+    check_order(generator, order)
     if order.method == "gan" and generator.card.recipe["whole"]:
         raise UserError(
             f"generator {generator.card.name} makes whole patches: into a roll go those of an editor, or "
@@ -136,7 +138,9 @@ def remake_defect(
     rng = np.random.default_rng([*key_of(field.order.seed, number), attempt])
     # A damaged mill roll leaves one mark again and again, on one lane.
     periodic = density.kind == "periodic"
-    same = np.random.default_rng(key_of(field.order.seed, "periodic")) if periodic else rng
+    key = key_of(field.order.seed, "periodic") if periodic else [*key_of(field.order.seed, number), attempt]
+    same = np.random.default_rng(key) if periodic else rng
+    starts = Starts(starts_degraded(generator, field.order), np.random.default_rng([*key, 1]))
     which, how = draw_whole(generator.bank, field.order, same)
     across = float(same.random())
     mm = mm_of(roll)
@@ -170,7 +174,7 @@ def remake_defect(
     lines = slice(seen[0] - ground.y0, seen[1] - ground.y0)
     steel = ground.image[lines, columns]
     place = (y - int(top) - seen[0], x - int(first) - columns.start)
-    laid = lay(steel, steel, mark, place, poisson=field.order.method == "poisson")
+    laid = lay(steel, steel, mark, place, starts, poisson=field.order.method == "poisson")
     if laid is None:
         raise Rejected("narrow")
     start, inside, contrasts = laid

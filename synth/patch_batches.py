@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.synth.degraded import degraded
 from rollsight.synth.mask_bank import TILT, Deformation, Mark, deform, narrow
 from rollsight.synth.patches import CleanPlaces, Scene, clean_places, patch_around
 from rollsight.synth.placing import STEEL_CHOICE, gray_around, pasted
@@ -60,17 +61,18 @@ class PatchSampler:
         batch: int,
         seed: int,
         elsewhere: float = 0.0,
+        degraded: float = 0.0,
         backgrounds: Sequence[Scene] = (),
     ) -> None:
         """classes: those learned, names of `data_classes`; backgrounds: more clean steel.
 
         A paste lies on clean steel of scenes that hold its class, so that the discriminator cannot tell it
         by its light; where these have none, on that of other scenes, then of `backgrounds`. Of the class
-        `rare` the share `elsewhere` lies on other scenes and `backgrounds`, whose gray is near. UserError
-        where there is no clean steel at all.
+        `rare` the share `elsewhere` lies on other scenes and `backgrounds`, whose gray is near. The share
+        `degraded` of all pastes keeps outline and mean gray only. UserError where there is no clean steel.
         """
         self.classes, self.size, self.n, self.seed = tuple(classes), size_px, batch, seed
-        self._elsewhere = elsewhere
+        self._elsewhere, self._degraded = elsewhere, degraded
         others = [name for name in classes if name != rare]
         share = rare_share if others else 1.0
         self._shares = np.array([share if name == rare else (1 - share) / len(others) for name in classes])
@@ -155,8 +157,12 @@ class PatchSampler:
             steel = place.scene.image[y : y + self.size, x : x + self.size]
             corner = [(self.size - side) // 2 for side in mark.inside.shape]
             start, on_steel = pasted(steel, mark, (corner[0], corner[1]))
-            if not narrow(on_steel):
-                return start, on_steel.astype(np.float32)
+            if narrow(on_steel):
+                continue
+            if self._degraded and rng.random() < self._degraded:
+                less = degraded(steel, start, on_steel, rng)
+                start = start if less is None else less[0]
+            return start, on_steel.astype(np.float32)
 
     def _place(self, pool: _Pool, mark: Mark, rng: np.random.Generator) -> CleanPlaces:
         """The scene that a mark is pasted on."""

@@ -36,6 +36,7 @@ from rollsight.synth.arms import (
     Trained,
     base_net,
     crops_of,
+    generator_of,
     judged,
     needs_generator,
     run_arm,
@@ -218,7 +219,7 @@ class Proof:
             told |= {"ratio": plan.ratio, "samples": plan.samples}
         if needs_generator(arm):
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
-        kinds = sorted({_kind(method) for method in ARMS[arm]})
+        kinds = sorted({generator_of(method) for method in ARMS[arm]})
         parts = [told, asdict(plan.arm), self._base_key(), *(self._generator_key(kind) for kind in kinds)]
         return told | {"design": short_hash(*parts)}
 
@@ -273,7 +274,7 @@ class Proof:
         self, method: str, base: LabelledData, rare: LabelledData, draw: int, seed: int, tell: Tell
     ) -> tuple[LabelledData, dict[str, str]]:
         """The set of a method for a draw; and what it is: the method, hashes of its generator and itself."""
-        kind, samples = _kind(method), self.plan.samples
+        kind, samples = generator_of(method), self.plan.samples
         generator = self._generator(kind, base, rare, draw, seed if method in GENERATORS else 0, tell)
         folder = self.work / f"{generator.folder.name}-{method}-{samples}"
         with _held(folder, wait=True):
@@ -339,11 +340,6 @@ class Proof:
 
     def _recipe(self, kind: str) -> FitRecipe:
         return replace(self.plan.fit, **GENERATORS[kind])
-
-
-def _kind(method: str) -> str:
-    """The generator that a method's marks are of: plain pastes have them of the *gan*."""
-    return method if method in GENERATORS else "gan"
 
 
 def short_hash(*parts: Any) -> str:

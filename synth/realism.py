@@ -16,9 +16,9 @@ from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_label
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import train
 from rollsight.synth.arms import net_logits
-from rollsight.synth.compose import contrast_at
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, checked_card, open_provenance
+from rollsight.synth.degraded import contrast_at
 from rollsight.synth.features import (
     COPY_CORRELATION,
     COPY_RATIO,

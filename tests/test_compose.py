@@ -13,6 +13,7 @@ from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.synth.backgrounds import open_backgrounds
 from rollsight.synth.compose import Order, make_data, make_sample, sized
 from rollsight.synth.data_card import open_provenance
+from rollsight.synth.fit_recipe import FREE
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import KEEP, kept_contrast, open_generator
 from rollsight.synth.mask_bank import MaskBank
@@ -106,6 +107,47 @@ def test_a_share_of_the_samples_lies_on_the_marks_own_steel_the_same_for_all_met
     on_own = [name in {scene.name for scene in own} for name in names["paste"]]
     assert 6 <= sum(on_own) <= 18
     assert names["paste"] == names["poisson"] == names["gan"]
+
+
+@pytest.fixture(scope="module")
+def free(few_scenes, small_fit, tmp_path_factory):
+    """A generator whose editor was given half of its starts degraded."""
+    folder = tmp_path_factory.mktemp("generators") / "free"
+    return fit_generator(fit_data(open_labels(few_scenes), "scratch"), folder, replace(small_fit, **FREE))
+
+
+def test_degraded_starts_are_told_by_mark_and_made_again_with_the_same_bits(free, steel, tmp_path):
+    make_data(free, steel, Order(seed=7), 8, tmp_path / "made")
+    lines = open_provenance(tmp_path / "made")
+
+    told = [mark.get("degraded") for line in lines for mark in line["marks"]]
+    assert 2 <= sum(one is not None for one in told) <= len(told) - 2
+    for one in filter(None, told):
+        assert one["kind"] in ("low-pass", "plain") and 0.49 < one["of_paste"] < 1.41
+    for line in lines:
+        assert make_sample(free, steel, Order(seed=7), line["index"]).provenance["sha256"] == line["sha256"]
+        assert min(mark["contrast_kept"] for mark in line["marks"]) > KEEP - 0.03  # of the drawn contrast
+
+
+def test_starts_without_the_editor_are_those_it_was_given_and_other_methods_know_none(free, generator, steel):
+    free.editor.last.weight.data.mul_(30)
+    changed = 0
+    for index in range(6):
+        made, starts, paste = (
+            make_sample(free, steel, Order(method=method), index) for method in ("gan", "degraded", "paste")
+        )
+        np.testing.assert_array_equal(made.start, starts.start)
+        np.testing.assert_array_equal(made.mask, paste.mask)
+        np.testing.assert_array_equal(starts.image, np.round(starts.start * 255).astype(np.uint8))
+        given = [mark for mark in starts.provenance["marks"] if "degraded" in mark]
+        assert bool(given) == (starts.image != paste.image).any()
+        assert not any("degraded" in mark for mark in paste.provenance["marks"])
+        changed += bool(given)
+    assert changed >= 1
+    with pytest.raises(
+        UserError, match="degraded starts: scratch was fitted without them: fit it with --free"
+    ):
+        make_sample(generator, steel, Order(method="degraded"), 0)
 
 
 def test_the_labels_of_the_steel_stay_and_nothing_overlaps_them(generator, steel):

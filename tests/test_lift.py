@@ -7,7 +7,7 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
-from rollsight.synth.arms import counts, crops_of, figures, needs_generator, net_logits
+from rollsight.synth.arms import counts, crops_of, figures, generator_of, needs_generator, net_logits
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.lift import OF_CLASS, lift, summary
 from rollsight.synth.proof import Plan
@@ -219,6 +219,8 @@ def test_a_plan_counts_its_runs_and_refuses_what_it_cannot_do():
 
     assert len(runs) == 4 + 6 and ("gan", 1, 1) in runs and ("paste", 1, 1) not in runs
     assert needs_generator("both") == {"gan"} and needs_generator("poisson") == set()
+    assert needs_generator("free") == {"free"} and needs_generator("degraded") == set()
+    assert [generator_of(method) for method in ("paste", "degraded", "whole")] == ["gan", "free", "whole"]
     with pytest.raises(UserError, match="arm 'magic': it must be one of real, paste"):
         Plan(arms=("magic",))
     with pytest.raises(UserError, match="at least one step"):

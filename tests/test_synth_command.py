@@ -51,6 +51,7 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
     [
         (("fit", "dent"), "class 'dent' is not known: .* labels pit, scratch"),
         (("fit", "scratch", "--preset", "tpu"), "--preset tpu: it must be one of cpu-64, gpu-128, gpu-256"),
+        (("fit", "scratch", "--whole", "--free"), "whole patches have no start that could be degraded"),
         (("fit", "scratch", "--init", "none"), "no generator: make one with `inspect synth fit`"),
         (
             ("fit", "scratch", "--init", "x", "--from-scratch"),

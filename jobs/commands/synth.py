@@ -49,6 +49,12 @@ def fit(
     whole: Annotated[
         bool, typer.Option("--whole", help="A rival: make whole patches instead of editing clean steel.")
     ] = False,
+    free: Annotated[
+        bool,
+        typer.Option(
+            "--free", help="Give the editor half of the defects without their texture: it makes one."
+        ),
+    ] = False,
     contrast_weight: Annotated[
         float, typer.Option(min=0, help="Weight of the contrast-keeping loss; 0 also lifts its limit.")
     ] = 5.0,
@@ -71,7 +77,7 @@ def fit(
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
     from rollsight.synth.backgrounds import open_backgrounds
-    from rollsight.synth.fit_recipe import FINE_TUNING_STEPS, PRESETS
+    from rollsight.synth.fit_recipe import FINE_TUNING_STEPS, FREE, PRESETS
     from rollsight.synth.fitting import fit_data, fit_generator
     from rollsight.synth.generator import Generator
     from rollsight.synth.generic import SHIPPED, Generic, open_generic, open_start, shipped, suits
@@ -85,6 +91,8 @@ def fit(
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
     recipe = replace(PRESETS[preset], whole=whole, contrast_weight=contrast_weight, seed=seed)
+    if free:
+        recipe = replace(recipe, degraded=FREE["degraded"], residual_weight=FREE["residual_weight"])
     mm = pixel_mm(mm_per_px_x, mm_per_line)
     common = None if from_scratch else shipped()
     begun: Generator | Generic | None = None
@@ -287,7 +295,7 @@ def prove(
     ] = 10,
     draws: Annotated[int, typer.Option(min=1, help="Draws of these scenes; 3 or more give intervals.")] = 4,
     arms: Annotated[
-        str, typer.Option(help="Of real, paste, poisson, gan, both, whole, no_contrast.")
+        str, typer.Option(help="Of real, paste, poisson, gan, both, whole, no_contrast, free, degraded.")
     ] = "real,paste,poisson,gan,both",
     ratio: Annotated[
         float | None,
