@@ -198,8 +198,35 @@ def test_a_share_of_the_rare_pastes_lies_on_steel_of_other_scenes_whose_gray_is_
     assert grays[0.3].count(4) > 0.9 * (320 - grays[0.3].count(3))
 
 
+def test_a_share_of_the_pastes_is_given_without_its_texture_the_others_as_they_are(scenes):
+    found = fit_data(open_labels(scenes), "scratch")
+    plain, some = (
+        PatchSampler(
+            found.scenes,
+            found.data.classes,
+            ("scratch",),
+            rare="scratch",
+            rare_share=1.0,
+            size_px=32,
+            batch=1,
+            seed=0,
+            degraded=share,
+        )
+        for share in (0.0, 0.5)
+    )
+
+    batches = [(plain.batch(step), some.batch(step)) for step in range(60)]
+
+    assert all(torch.equal(first.mask, second.mask) for first, second in batches)
+    assert 15 <= sum(not torch.equal(first.start, second.start) for first, second in batches) <= 45
+
+
 @pytest.mark.parametrize(
-    "change", [{"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}, {"elsewhere": 2}]
+    "change",
+    [
+        *({"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}),
+        *({"elsewhere": 2}, {"degraded": -1}, {"degraded": 0.5, "whole": True}),
+    ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(change, small_fit):
     with pytest.raises(UserError):
