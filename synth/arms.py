@@ -24,7 +24,7 @@ from rollsight.inspect.scan import decide
 from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
 from rollsight.synth.backgrounds import Backgrounds
-from rollsight.synth.compose import Order, make_data
+from rollsight.synth.compose import Made, Order, make_data
 from rollsight.synth.fit_recipe import FREE
 from rollsight.synth.generator import Generator
 from rollsight.synth.patches import read_scenes
@@ -50,14 +50,19 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no_contrast": ("no_contrast",),
     "free": ("free",),
     "degraded": ("degraded",),
+    "paste_hard": ("paste_hard",),
+    "free_hard": ("free_hard",),
 }
-WITHOUT_GAN = ("real", "paste", "poisson", "degraded")
+WITHOUT_GAN = ("real", "paste", "poisson", "degraded", "paste_hard")
+HARD = "_hard"  # of a method: the samples that the draw's net of *real* finds hardest
 GENERATORS: dict[str, dict[str, Any]] = {
     "gan": {},
     "whole": {"whole": True},
     "no_contrast": {"contrast_weight": 0.0},
     "free": {**FREE},
 }
+
+Choose = Callable[[Generator, Backgrounds, Order], Callable[[int], Made]]  # what makes sample i of an order
 
 FINE_TUNING = Recipe(
     net="fast",
@@ -83,16 +88,22 @@ class Trained:
 
 def generator_of(method: str) -> str:
     """The generator whose marks a method draws: plain pastes draw those of *gan*."""
-    if method in GENERATORS:
-        return method
-    return "free" if method == "degraded" else "gan"
+    plain = method.removesuffix(HARD)
+    if plain in GENERATORS:
+        return plain
+    return "free" if plain == "degraded" else "gan"
+
+
+def is_edited(method: str) -> bool:
+    """Whether a method's samples are an editor's: then they depend on its fit."""
+    return method.removesuffix(HARD) in GENERATORS
 
 
 def needs_generator(arm: str) -> set[str]:
     """Which fits an arm needs: names in GENERATORS. All arms but *real* need the marks, which *gan* holds."""
     if arm not in ARMS:
         raise UserError(f"arm {arm!r}: it must be one of {', '.join(ARMS)}", USAGE)
-    return {name for name in ARMS[arm] if name in GENERATORS}
+    return {generator_of(method) for method in ARMS[arm] if is_edited(method)}
 
 
 def crops_of(sets: int, ratio: float) -> list[int]:
@@ -133,16 +144,20 @@ def synthetic(
     *,
     seed: int,
     samples: int = SAMPLES,
+    choose: Choose | None = None,
 ) -> LabelledData:
     """The labelled data of a method for a draw, made where it is not there yet.
 
+    choose: what makes each sample, by default `make_sample`.
     All methods have the same steel: scenes of the base data, and for OWN_STEEL of the samples the draw's own
     scenes of the class, whose labelled px stay free.
     """
     if not folder.is_dir():
-        drawn_by = "gan" if method in GENERATORS else method
+        drawn_by = "gan" if is_edited(method) else method.removesuffix(HARD)
         steel = Backgrounds(read_scenes(base), [], base.classes, read_scenes(rare), OWN_STEEL)
-        make_data(generator, steel, Order(seed=seed, method=drawn_by), samples, folder)
+        order = Order(seed=seed, method=drawn_by)
+        make = choose(generator, steel, order) if choose else None
+        make_data(generator, steel, order, samples, folder, make=make)
     return open_labels(folder)
 
 

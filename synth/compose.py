@@ -117,14 +117,19 @@ def draw(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, D
     return number, how
 
 
-def make_sample(generator: Generator, backgrounds: Backgrounds, order: Order, index: int) -> Made:
-    """Sample `index` of an order; UserError where no attempt at it succeeds."""
+def make_sample(
+    generator: Generator, backgrounds: Backgrounds, order: Order, index: int, candidate: int = 0
+) -> Made:
+    """Sample `index` of an order; UserError where no attempt at it succeeds.
+
+    Other candidates have the same marks on the same steel: edited with other latents, or pasted elsewhere.
+    """
     check_order(generator, order)
     key = key_of(order.seed, index)
     rejected: Counter[str] = Counter()
     for attempt in range(ATTEMPTS):
         try:
-            made = _attempt(generator, backgrounds, order, [*key, attempt])
+            made = _attempt(generator, backgrounds, order, [*key, attempt], candidate)
         except Rejected as reason:
             rejected[str(reason)] += 1
             continue
@@ -141,13 +146,17 @@ def counted(rejected: Counter[str]) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in rejected.most_common())
 
 
-def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, key: list[int]) -> Made:
+def _attempt(
+    generator: Generator, backgrounds: Backgrounds, order: Order, key: list[int], candidate: int
+) -> Made:
     bank, rng = generator.bank, np.random.default_rng(key)
     starts = Starts(starts_degraded(generator, order), np.random.default_rng([*key, 1]))
     drawn = [draw(bank, order, rng) for _ in range(int(rng.integers(1, order.most_marks + 1)))]
     first = bank.deformed(*drawn[0])
     steel = _near_in_gray(backgrounds, first, rng)
     image, mask = steel.image, steel.mask.copy()
+    other = np.random.default_rng([*key, 2, candidate]) if candidate else rng
+    where = rng if order.method == "gan" else other
     at = (steel.y, steel.x, steel.width)
     start, placed, told, narrow_ones = image, [], [], 0
     for number, how in drawn:
@@ -155,7 +164,7 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, key: 
         if narrow(mark.inside):
             narrow_ones += 1
             continue
-        place = find_place(mark, _taken(generator, order, mask), rng, order.density, at)
+        place = find_place(mark, _taken(generator, order, mask), where, order.density, at)
         if place is None:
             continue
         laid = lay(image, start, mark, place, starts, poisson=order.method == "poisson")
@@ -168,7 +177,7 @@ def _attempt(generator: Generator, backgrounds: Backgrounds, order: Order, key: 
         told.append(tell(generator, number, how, zoom, steel.mm, place, inside) | contrasts)
     if not placed:
         raise Rejected("narrow" if narrow_ones == len(drawn) else "no place")
-    edited, kept = edit(generator, order, start, placed, rng)
+    edited, kept = edit(generator, order, start, placed, other)
     for one, share in zip(told, kept, strict=True):
         one["contrast_kept"] = round(share, 4)
     pixels = np.round(edited * 255).clip(0, 255).astype(np.uint8)
@@ -323,9 +332,12 @@ def make_data(
     out: Path,
     *,
     licence: str = "",
+    make: Callable[[int], Made] | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> tuple[Written, dict[str, Any]]:
     """Write `n` samples as the new folder of labelled data `out`; what was written, and the data's card.
+
+    make: what makes a sample of its index, by default its first candidate.
 
     All samples are of the train split; the group of each is that of its background. Beside them stand
     `provenance.jsonl`, one line a sample, and the card, `dataset.json` and `croissant.json`. All or nothing.
@@ -336,7 +348,7 @@ def make_data(
 
     def images() -> Iterator[LabelledImage | UserError]:
         for index in range(n):
-            made = make_sample(generator, backgrounds, order, index)
+            made = make(index) if make else make_sample(generator, backgrounds, order, index)
             name = PurePosixPath(f"{order.method}-{order.seed}-{index:05d}.png")
             lines.append({"image": f"train/images/{name}", **made.provenance})
             source = f"synthetic {order.method} {generator.card.name}"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from rollsight.synth.arms import (
     BASE,
     FINE_TUNING,
     GENERATORS,
+    HARD,
     RATIO,
     RATIOS,
     SAMPLES,
@@ -37,6 +38,7 @@ from rollsight.synth.arms import (
     base_net,
     crops_of,
     generator_of,
+    is_edited,
     judged,
     needs_generator,
     run_arm,
@@ -47,8 +49,11 @@ from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator, recipe_json
 from rollsight.synth.generic import Generic, shipped, suits
+from rollsight.synth.hard import hard_samples
 from rollsight.synth.mask_bank import marks_of
 from rollsight.synth.patches import class_value, read_scenes
+from rollsight.synth.realism import sees
+from torch import nn
 
 # What a table of runs shows; a run's file has more, the counts among it.
 ROW = (
@@ -179,17 +184,11 @@ class Proof:
             base, rare = self.found.drawn(plan.k, draw)
             added = [self._synthetic(method, base, rare, draw, seed, tell) for method in ARMS[arm]]
             settings = self._settings(arm)
-            run = self.work / f"{name}-{settings['design']}"
-            net = run_arm(
-                base,
-                rare,
-                [data for data, _ in added],
-                self._base(base, tell),
-                run,
-                ratio=plan.ratio,
-                recipe=replace(plan.arm, steps=plan.steps, seed=draw),
-                on_step=lambda step, _: tell(name, step, plan.steps),
-            )
+            if arm == "real":
+                net = self._real(base, rare, draw, tell)
+            else:
+                run = self.work / f"{name}-{settings['design']}"
+                net = self._trained(name, run, base, rare, [data for data, _ in added], draw, tell)
             told = judged(net, self.found.held(split, draw), self.rare)
             one = {
                 "data": self.found.data.root.name,
@@ -208,8 +207,47 @@ class Proof:
                 "seconds": round(time.monotonic() - started, 1),
             }
             _put(path, one)
-            shutil.rmtree(run)  # its checkpoints
             return one
+
+    def _trained(
+        self,
+        name: str,
+        run: Path,
+        base: LabelledData,
+        rare: LabelledData,
+        added: Sequence[LabelledData],
+        draw: int,
+        tell: Tell,
+    ) -> nn.Module:
+        """The net of an arm, without the checkpoints of its training in `run`."""
+        plan, init = self.plan, self._base(base, tell)
+        recipe = replace(plan.arm, steps=plan.steps, seed=draw)
+        net = run_arm(
+            base,
+            rare,
+            added,
+            init,
+            run,
+            ratio=plan.ratio,
+            recipe=recipe,
+            on_step=lambda step, _: tell(name, step, plan.steps),
+        )
+        shutil.rmtree(run)
+        return net
+
+    def _real(self, base: LabelledData, rare: LabelledData, draw: int, tell: Tell) -> nn.Module:
+        """The net of *real* of a draw; kept, for what it finds hard is asked of it."""
+        plan = self.plan
+        k = "all" if plan.k is None else plan.k
+        run = self.work / f"{self.title}-k{k}-real-d{draw}-{self._settings('real')['design']}"
+        path = run.with_name(f"{run.name}.safetensors")
+        with _held(path, wait=True):
+            if not path.is_file():
+                save_weights(path, self._trained(run.name, run, base, rare, [], draw, tell))
+        build: Any = NETS[plan.arm.net]
+        net: nn.Module = build(len(base.classes), attention=plan.arm.attention)
+        load_weights(path, net)
+        return net.eval()
 
     def _settings(self, arm: str) -> dict[str, Any]:
         """What decides a result beside its arm, draw and seed; `design` is a hash of all of it."""
@@ -221,6 +259,8 @@ class Proof:
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
         kinds = sorted({generator_of(method) for method in ARMS[arm]})
         parts = [told, asdict(plan.arm), self._base_key(), *(self._generator_key(kind) for kind in kinds)]
+        if any(method.endswith(HARD) for method in ARMS[arm]):
+            parts.append(self._settings("real"))
         return told | {"design": short_hash(*parts)}
 
     def _base_key(self) -> str:
@@ -275,10 +315,15 @@ class Proof:
     ) -> tuple[LabelledData, dict[str, str]]:
         """The set of a method for a draw; and what it is: the method, hashes of its generator and itself."""
         kind, samples = generator_of(method), self.plan.samples
-        generator = self._generator(kind, base, rare, draw, seed if method in GENERATORS else 0, tell)
-        folder = self.work / f"{generator.folder.name}-{method}-{samples}"
+        generator = self._generator(kind, base, rare, draw, seed if is_edited(method) else 0, tell)
+        folder, choose = self.work / f"{generator.folder.name}-{method}-{samples}", None
+        if method.endswith(HARD):
+            folder = folder.with_name(f"{folder.name}-{self._settings('real')['design']}")
+            if not folder.is_dir():
+                value = class_value(base.classes, self.rare, base.root)
+                choose = partial(hard_samples, sees=partial(sees, self._real(base, rare, draw, tell), value))
         with _held(folder, wait=True):
-            made = synthetic(method, generator, base, rare, folder, seed=draw, samples=samples)
+            made = synthetic(method, generator, base, rare, folder, seed=draw, samples=samples, choose=choose)
         return made, {"method": method, "generator": generator.hash[:16], "set": made.digest()[:16]}
 
     def _generator(

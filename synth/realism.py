@@ -197,11 +197,11 @@ def _cross_fitted(
             on_step=told,
         )
 
-        judges.update(dict.fromkeys(away, partial(_sees, net, value)))
+        judges.update(dict.fromkeys(away, partial(sees, net, value)))
     return judges
 
 
-def _sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
+def sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
     """Where a net sees a class on an image (H, W)."""
     found: Bools = net_logits(net, image[None]).argmax(axis=0) == value
     return found

@@ -220,6 +220,7 @@ def test_a_plan_counts_its_runs_and_refuses_what_it_cannot_do():
     assert len(runs) == 4 + 6 and ("gan", 1, 1) in runs and ("paste", 1, 1) not in runs
     assert needs_generator("both") == {"gan"} and needs_generator("poisson") == set()
     assert needs_generator("free") == {"free"} and needs_generator("degraded") == set()
+    assert needs_generator("free_hard") == {"free"} and needs_generator("paste_hard") == set()
     assert [generator_of(method) for method in ("paste", "degraded", "whole")] == ["gan", "free", "whole"]
     with pytest.raises(UserError, match="arm 'magic': it must be one of real, paste"):
         Plan(arms=("magic",))

@@ -24,6 +24,7 @@ from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.fit_recipe import PRESETS
 from rollsight.synth.generator import open_generator
 from rollsight.synth.generic import shipped
+from rollsight.synth.hard import CANDIDATES
 from rollsight.synth.proof import Plan, Proof, write_summary
 from torch.nn import BatchNorm2d
 
@@ -152,7 +153,9 @@ def test_a_dot_in_the_name_of_the_data_makes_no_lock_wait_for_itself(few_scenes,
     replace(proof, found=rarity(open_labels(line), "scratch 0.5")).results(quiet, quiet)
 
     assert (tmp_path / "runs" / "line.3-scratch 0.5-k2-both-d0-s0.json").is_file()
-    assert len(list((tmp_path / "work").glob("*.lock"))) == 7  # 2 runs and sets, a generator, 2 to begin from
+    assert (
+        len(list((tmp_path / "work").glob("*.lock"))) == 8
+    )  # 2 runs, nets and sets, a generator, one to begin from
 
 
 def test_the_ratio_is_chosen_by_two_processes_together(few_scenes, proof, tmp_path):
@@ -171,6 +174,21 @@ def test_the_ratio_is_chosen_by_two_processes_together(few_scenes, proof, tmp_pa
 
     told = chosen.result()
     assert told["ratio"] in RATIOS and [trial["ratio"] for trial in told["trials"]] == list(RATIOS)
+
+
+def test_hard_samples_are_those_of_the_draws_own_net_of_real_which_is_trained_once(proof, tmp_path):
+    told = []
+    plan = replace(proof.plan, arms=("paste_hard", "real", "free_hard"))
+
+    results = replace(proof, plan=plan).results(lambda what, *_: told.append(what), quiet)
+
+    assert [one["arm"] for one in results] == ["paste_hard", "real", "free_hard"]
+    assert len({what for what in told if "-real-" in what}) == 1
+    [net] = (tmp_path / "work").glob("*-real-d0-*.safetensors")
+    assert told.count(net.stem) == plan.steps
+    for one in (results[0], results[2]):
+        [made] = [p for p in (tmp_path / "work").glob(f"*-{one['arm']}-3-*") if p.is_dir()]
+        assert all(0 <= line["candidate"] < CANDIDATES for line in open_provenance(made))
 
 
 @pytest.mark.parametrize(("name", "begun"), [("scratch", True), ("scratches", False)])

@@ -295,7 +295,11 @@ def prove(
     ] = 10,
     draws: Annotated[int, typer.Option(min=1, help="Draws of these scenes; 3 or more give intervals.")] = 4,
     arms: Annotated[
-        str, typer.Option(help="Of real, paste, poisson, gan, both, whole, no_contrast, free, degraded.")
+        str,
+        typer.Option(
+            help="Of real, paste, poisson, gan, both, whole, no_contrast, free, degraded, paste_hard, "
+            "free_hard."
+        ),
     ] = "real,paste,poisson,gan,both",
     ratio: Annotated[
         float | None,
