@@ -2,8 +2,8 @@
 
     python bench/synth_pilot.py --data DIR [--only CLASS] [--arms A,B] [--threads 1] [--minutes N] [--list]
 
-Ten scenes a class, three draws that the proof does not have, a ratio of 0.5; nothing of test is read. A run
-leaves one JSON in results/synth_pilot/, nets and sets lie where those of synth_lift.py do, and several of
+Ten scenes a class, three draws that the proof does not have, a ratio of 0.5; nothing is judged on test. A
+run leaves one JSON in results/synth_pilot/, nets and sets lie where those of synth_lift.py do. Several of
 these may run at once, best one for each class. Each ends with results/synth_pilot.json of all runs there are.
 """
 
@@ -31,7 +31,7 @@ RARE = ("scratches", "inclusion")
 PLAN = Plan(
     k=10,
     draws=tuple(TUNING_DRAW + i for i in range(3)),
-    arms=("real", "paste", "gan", "free", "degraded", "both"),
+    arms=("real", "paste", "gan", "free", "degraded", "both", "paste_hard", "free_hard"),
     ratio=0.5,
 )
 HELD_AGAINST = "paste"
