@@ -39,6 +39,12 @@ CARD = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A command that a test called may have set more: its sums are other bits than those of a new process."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def untrained_net() -> nn.Module:
     """The default net for two classes: pretrained encoder, seeded decoder, norms that have seen something."""
