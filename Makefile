@@ -40,9 +40,9 @@ types: .venv/.dev
 	touch $@
 
 # Each claim is a script that writes bench/results/NAME.json; RESULTS.md is made from those. Those that train for
-# hours are started by hand: trainings.py and synth_lift.py (queues that go on where they stopped), weak.py, modality.py and
-# prune.py.
-TRAINING := bench/trainings.py bench/weak.py bench/modality.py bench/prune.py bench/synth_lift.py
+# for long are started by hand: trainings.py, synth_pilot.py and synth_lift.py (queues that go on where they stopped), weak.py,
+# modality.py, prune.py, synth_data.py and synth_picture.py.
+TRAINING := $(addprefix bench/,trainings.py weak.py modality.py prune.py synth_pilot.py synth_lift.py synth_data.py synth_picture.py)
 BENCHES := $(filter-out bench/report.py bench/_% $(TRAINING),$(wildcard bench/*.py))
 bench: .venv/.dev
 	set -e; for script in $(BENCHES); do echo "$$script"; ROLLSIGHT_DATA=$(DATA) $(BIN)/python $$script; done
