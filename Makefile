@@ -39,7 +39,7 @@ types: .venv/.dev
 	$(PIP) --editable '.[dev]'
 	touch $@
 
-# Each claim is a script that writes bench/results/NAME.json; RESULTS.md is made from those. Those that train for
+# Each claim is a script that writes bench/results/NAME.json; RESULTS.md is made from those. Those that train
 # for long are started by hand: trainings.py, synth_pilot.py and synth_lift.py (queues that go on where they stopped), weak.py,
 # modality.py, prune.py, synth_data.py and synth_picture.py.
 TRAINING := $(addprefix bench/,trainings.py weak.py modality.py prune.py synth_pilot.py synth_lift.py synth_data.py synth_picture.py)
