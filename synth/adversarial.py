@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rollsight.inspect.allocator import keep_freed_memory
-from rollsight.inspect.checkpoints import CURVE, add_to_curve, save_tensors
+from rollsight.inspect.checkpoints import CURVE, add_to_curve, forget_after, save_tensors
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
 from rollsight.synth.gan import LATENT, Editor, Judge, Widths, gate
@@ -308,6 +308,7 @@ def fit(
     recipe = adversary.recipe
     run.mkdir(parents=True, exist_ok=True)
     adversary.resume(run / STATE, identity)
+    forget_after(run, adversary.control.step)
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     rows: list[dict[str, float]] = []
     for step in range(adversary.control.step, last):

@@ -69,6 +69,17 @@ def test_a_fit_that_was_killed_ends_with_the_same_bits(scenes, tmp_path, small_f
     assert not list(tmp_path.glob(".*.fit"))
 
 
+def test_a_fit_whose_state_was_taken_away_begins_a_curve_of_its_own(scenes, tmp_path, small_fit):
+    found = fit_data(open_labels(scenes), "scratch")
+    fit_generator(found, tmp_path / "g", small_fit, stop_after=4)
+    (tmp_path / ".g.fit" / STATE).unlink()
+
+    generator = fit_generator(found, tmp_path / "g", small_fit)
+
+    curve = (generator.folder / "fitting" / "curve.csv").read_text()
+    assert [line.split(",")[0] for line in curve.splitlines()] == ["step", "2", "4", "6"]
+
+
 def test_the_card_says_what_was_learned_from_and_what_was_held_back(scenes, tmp_path, small_fit):
     generator = fit_generator(
         fit_data(open_labels(scenes), "scratch"), tmp_path / "g", replace(small_fit, steps=1)
