@@ -165,10 +165,10 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
                 panel.plot(row["mpix_s"], row[key], "o", color=colour)
                 label = row["net"] if row["attention"] != "none" else f"{row['net']} plain"
                 # Neighbours in speed do not write over each other.
-                near = [other for other in rows if 0.8 < other["mpix_s"] / row["mpix_s"] < 1.25]
-                fastest = max(near, key=lambda other: other["mpix_s"])
-                left = row is not fastest
-                up = not left or all(row[key] >= other[key] for other in near if other is not fastest)
+                left = not_fastest(row, rows)
+                up = not left or all(
+                    row[key] >= other[key] for other in near(row, rows) if not_fastest(other, rows)
+                )
                 panel.annotate(
                     label,
                     (row["mpix_s"], row[key]),
@@ -188,6 +188,15 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
                 panel.spines[side].set_visible(False)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
+
+
+def near(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The nets of about its speed, itself among them."""
+    return [other for other in rows if 0.8 < other["mpix_s"] / row["mpix_s"] < 1.25]
+
+
+def not_fastest(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    return row is not max(near(row, rows), key=lambda other: other["mpix_s"])
 
 
 if __name__ == "__main__":
