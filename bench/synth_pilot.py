@@ -22,7 +22,7 @@ from report import RESULTS, write_result
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.synth.draws import rarity
-from rollsight.synth.lift import as_runs, lift, mean_of
+from rollsight.synth.lift import FIGURES, as_runs, lift, mean_of
 from rollsight.synth.proof import ROW, TUNING_DRAW, Plan, Proof
 from synth_lift import WORK, say
 
@@ -35,7 +35,6 @@ PLAN = Plan(
     ratio=0.5,
 )
 HELD_AGAINST = "paste"
-FIGURES = ("iou", "f1_h", "fa_per_mpx")
 
 
 def main() -> None:

@@ -17,11 +17,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rollsight.inspect.labels import open_labels
 from rollsight.inspect.models import Model, save_model
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.plant import Plant
 from rollsight.jobs.ledger.database import Ledger, open_ledger
+from rollsight.synth.backgrounds import Backgrounds, open_backgrounds
 from rollsight.synth.fit_recipe import FitRecipe
+from rollsight.synth.fitting import fit_data, fit_generator
+from rollsight.synth.generator import Generator
 from torch import nn
 
 if TYPE_CHECKING:
@@ -149,3 +153,18 @@ def small_fit() -> FitRecipe:
     return FitRecipe(
         steps=6, size_px=32, editor=(8, 12), judge=(8, 12, 16), batch=2, checkpoint_every=2, penalty_every=2
     )
+
+
+@pytest.fixture(scope="module")
+def generator(few_scenes, small_fit, tmp_path_factory) -> Generator:
+    """A generator of scratches after a few steps, whose editor changes as much as it may."""
+    folder = tmp_path_factory.mktemp("generators") / "scratch"
+    made = fit_generator(fit_data(open_labels(few_scenes), "scratch"), folder, small_fit)
+    made.editor.last.weight.data.mul_(30)
+    return made
+
+
+@pytest.fixture(scope="module")
+def steel(few_scenes, generator) -> Backgrounds:
+    """The clean steel of those scenes."""
+    return open_backgrounds([few_scenes], generator.card.data_classes, generator.card.held_groups)

@@ -21,20 +21,6 @@ from rollsight.synth.placing import Density
 from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 
-@pytest.fixture(scope="module")
-def generator(few_scenes, small_fit, tmp_path_factory):
-    """A generator of scratches after a few steps, whose editor changes as much as it may."""
-    folder = tmp_path_factory.mktemp("generators") / "scratch"
-    made = fit_generator(fit_data(open_labels(few_scenes), "scratch"), folder, small_fit)
-    made.editor.last.weight.data.mul_(30)
-    return made
-
-
-@pytest.fixture(scope="module")
-def steel(few_scenes, generator):
-    return open_backgrounds([few_scenes], generator.card.data_classes, generator.card.held_groups)
-
-
 @pytest.mark.parametrize("method", ["gan", "paste", "poisson"])
 def test_samples_are_labelled_data_that_train_reads(method, generator, steel, tmp_path):
     written, card = make_data(generator, steel, Order(seed=3, method=method), 4, tmp_path / "made")

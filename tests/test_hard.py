@@ -2,26 +2,9 @@
 
 import numpy as np
 import pytest
-from rollsight.inspect.labels import open_labels
-from rollsight.synth.backgrounds import open_backgrounds
 from rollsight.synth.compose import Order, make_data, make_sample
 from rollsight.synth.data_card import open_provenance
-from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.hard import CANDIDATES, agreement, hard_samples
-
-
-@pytest.fixture(scope="module")
-def generator(few_scenes, small_fit, tmp_path_factory):
-    """A generator of scratches after a few steps, whose editor changes as much as it may."""
-    folder = tmp_path_factory.mktemp("generators") / "scratch"
-    made = fit_generator(fit_data(open_labels(few_scenes), "scratch"), folder, small_fit)
-    made.editor.last.weight.data.mul_(30)
-    return made
-
-
-@pytest.fixture(scope="module")
-def steel(few_scenes, generator):
-    return open_backgrounds([few_scenes], generator.card.data_classes, generator.card.held_groups)
 
 
 def dark(image):
