@@ -16,8 +16,8 @@ from rollsight.inspect.allocator import keep_freed_memory
 from rollsight.inspect.checkpoints import CURVE, add_to_curve, forget_after, save_tensors
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
-from rollsight.synth.gan import LATENT, Editor, Judge, Widths, gate
-from rollsight.synth.gan_losses import contrast_loss, penalty, relativistic
+from rollsight.synth.gan import LATENT, Editor, Judge, PixelJudge, Widths, gate
+from rollsight.synth.gan_losses import contrast_loss, editor_loss, judge_loss, penalty
 from rollsight.synth.patch_batches import Batch, PatchSampler
 from rollsight.synth.shaking import Shake, shake
 from safetensors import SafetensorError, safe_open
@@ -26,7 +26,11 @@ from torch import Tensor, nn
 STATE = "state.safetensors"
 FIGURES = ("d_loss", "g_loss", "r1", "r2", "change", "contrast", "gap", "overfit", "gamma", "chance")
 # Weights that hold one row or column for each class: axis, and what stands before the first.
-BY_CLASS = {"by_class.weight": (0, 0), "style.0.weight": (1, LATENT)}
+BY_CLASS = {
+    "by_class.weight": (0, 0),
+    "style.0.weight": (1, LATENT),
+    "head.weight": (0, PixelJudge.FIRST_CLASS),
+}
 LARGEST_CHANCE = 0.8  # of an augmentation; ADA without a limit ran to 34 (stylegan3-fun #5)
 
 
@@ -62,7 +66,11 @@ class Adversary:
         self.editor = Editor(len(classes), widths, recipe.whole)
         self.average = Editor(len(classes), widths, recipe.whole)
         self.average.load_state_dict(self.editor.state_dict())
-        self.judge = Judge(len(classes), widths, recipe.size_px)
+        self.judge: Judge | PixelJudge = (
+            PixelJudge(len(classes), widths)
+            if recipe.per_pixel
+            else Judge(len(classes), widths, recipe.size_px)
+        )
         for net in self._nets().values():
             net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimisers = {
@@ -72,9 +80,14 @@ class Adversary:
         self.control = Control(gamma=recipe.gamma * (recipe.size_px / 64) ** 2)
 
     def begin_from(self, nets: dict[str, dict[str, Tensor]], known: tuple[str, ...]) -> None:
-        """Take over the weights of another fit; a class new to it begins as the mean of those it knows."""
+        """Take over the weights of another fit; a class new to it begins as the mean of those it knows.
+
+        A discriminator of the other kind (`per_pixel`) is not taken over: it begins anew.
+        """
         for name, net in self._nets().items():
             own, theirs = net.state_dict(), dict(nets["average" if name == "editor" else name])
+            if name == "judge" and ("head.weight" in own) != ("head.weight" in theirs):
+                continue
             for key, value in own.items():
                 if key in BY_CLASS and key in theirs:
                     theirs[key] = _with_classes(key, value, theirs[key], known, self.classes)
@@ -122,9 +135,9 @@ class Adversary:
         # The penalty is on the gradient at the images as they are, before they are shaken (R3GAN's code).
         real = [t.detach().requires_grad_(penalised) for t in (batch.real, batch.real_mask)]
         fake = [t.detach().requires_grad_(penalised) for t in (made, batch.mask)]
-        d_real = self.judge(*shaken(*real), batch.classes)
-        d_fake = self.judge(*shaken(*fake), batch.classes)
-        loss = relativistic(d_real, d_fake)
+        loss, d_real, d_fake = judge_loss(
+            self.judge, shaken(real[0], real[1]), shaken(fake[0], fake[1]), batch.classes
+        )
         figures = {"d_loss": loss.item()}
         if penalised:
             r1, r2 = penalty(d_real, real[0]), penalty(d_fake, fake[0])
@@ -139,10 +152,9 @@ class Adversary:
         recipe, step = self.recipe, self.control.step
         self.judge.requires_grad_(False)
         made = self.editor(batch.start, batch.mask, noise, latent, batch.classes)
-        with torch.no_grad():
-            d_real = self.judge(*shaken(batch.real, batch.real_mask), batch.classes)
-        d_fake = self.judge(*shaken(made, batch.mask), batch.classes)
-        adversarial = relativistic(d_fake, d_real)
+        adversarial = editor_loss(
+            self.judge, shaken(batch.real, batch.real_mask), shaken(made, batch.mask), batch.classes
+        )
         loss, figures = adversarial, {"g_loss": adversarial.item()}
         if not recipe.whole:
             opened = gate(batch.mask)

@@ -52,6 +52,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "degraded": ("degraded",),
     "paste_hard": ("paste_hard",),
     "free_hard": ("free_hard",),
+    "pixel": ("pixel",),
 }
 WITHOUT_GAN = ("real", "paste", "poisson", "degraded", "paste_hard")
 HARD = "_hard"  # of a method: the samples that the draw's net of *real* finds hardest
@@ -60,6 +61,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "whole": {"whole": True},
     "no_contrast": {"contrast_weight": 0.0},
     "free": {**FREE},
+    "pixel": {**FREE, "per_pixel": True},
 }
 
 Choose = Callable[[Generator, Backgrounds, Order], Callable[[int], Made]]  # what makes sample i of an order

@@ -32,6 +32,7 @@ class FitRecipe:
     variety_every: int = 4
     degraded: float = 0.0  # of the pastes, how many keep outline and mean gray only (`synth/degraded.py`)
     whole: bool = False  # make whole patches instead of editing: the rival
+    per_pixel: bool = False  # the discriminator judges each px (`gan.PixelJudge`), not a patch as a whole
     checkpoint_every: int = 100
     seed: int = 0
 
@@ -84,5 +85,11 @@ def check_fit_recipe(recipe: FitRecipe) -> None:
             raise UserError(f"{name} is {getattr(recipe, name):g}: a share of the pastes, 0 to 1", USAGE)
     if recipe.whole and recipe.degraded:
         raise UserError("whole patches have no start that could be degraded: choose one of both", USAGE)
+    if recipe.whole and recipe.per_pixel:
+        raise UserError(
+            "whole patches are made farther from the mark than a discriminator by the px is asked: "
+            "choose one of both",
+            USAGE,
+        )
     if recipe.steps < 1 or recipe.batch < 2:
         raise UserError(f"{recipe.steps} steps of {recipe.batch}: at least 1 step of 2 patches", USAGE)

@@ -214,11 +214,7 @@ class Judge(nn.Module):
         nn.init.normal_(self.by_class.weight, std=0.1)
 
     def forward(self, image: Tensor, mask: Tensor, classes: Tensor) -> Tensor:
-        # What lies further away the editor cannot change, and other exposure is no fault of its: neither is
-        # seen, or the discriminator wins by them and has nothing to teach.
-        near = spread(mask, SEEN_PX)
-        level = (image * near).sum(dim=(2, 3), keepdim=True) / near.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-        x = self.stem(unshuffled(torch.cat([(image - level) * near, mask], dim=1)))
+        x = self.stem(unshuffled(torch.cat([visible(image, mask), mask], dim=1)))
         for depth, block in enumerate(self.blocks):
             x = block(x)
             if depth < len(self.narrow):
@@ -226,6 +222,75 @@ class Judge(nn.Module):
         x = self.embed(F.leaky_relu(self.basis(x), 0.2).flatten(1))
         logits = self.plain(x)[:, 0] + (x * self.by_class(classes)).sum(dim=1) / LATENT**0.5
         return logits  # type: ignore[no-any-return]
+
+
+class PixelJudge(nn.Module):
+    """What each px near a mask shows: steel, something made, or one of the classes.
+
+    A U-Net that gets the image alone, as OASIS has it (Sushko et al. 2021, arXiv:2012.04781); its LabelMix
+    needs a real and a made image of one mask, which pastes elsewhere are not. `forward` is how real a patch
+    looks, as `Judge`'s: (N, 1, H, W) twice, (N,) int64 -> (N,), the mean over `judged_px` of the log odds
+    of all that is real against what is made.
+    """
+
+    STEEL, MADE, FIRST_CLASS = 0, 1, 2  # channels
+
+    def __init__(self, classes: int, widths: Widths) -> None:
+        super().__init__()
+        levels = widths.judge
+        self.stem = nn.Conv2d(CELL**2, levels[0], 3, padding=1)
+        self.down = nn.ModuleList(Residual(c, 2 * len(levels)) for c in levels)
+        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(levels))
+        self.up = nn.ModuleList(Residual(c, 2 * len(levels)) for c in levels[:-1])
+        self.widen = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(levels))
+        self.head = nn.Conv2d(levels[0], self.FIRST_CLASS + classes, 3, padding=1, bias=False)
+        for conv in (self.stem, *self.narrow, *self.widen):
+            scaled(conv, 1.0)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def pixels(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Logits of a patch (N, 1, H, W) as far as it is near the mask: (N, K + 2, H, W)."""
+        x = self.stem(unshuffled(visible(image, mask)))
+        skips = []
+        for depth, block in enumerate(self.down):
+            x = block(x)
+            if depth < len(self.narrow):
+                skips.append(x)
+                x = self.narrow[depth](F.avg_pool2d(x, 2))
+        for depth in reversed(range(len(self.up))):
+            x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = self.up[depth](self.widen[depth](x) + skips[depth])
+        x = F.interpolate(
+            F.leaky_relu(x, 0.2), scale_factor=float(CELL), mode="bilinear", align_corners=False
+        )
+        return self.head(x)  # type: ignore[no-any-return]
+
+    def forward(self, image: Tensor, mask: Tensor, classes: Tensor) -> Tensor:
+        return score(self.pixels(image, mask), mask)
+
+
+def visible(image: Tensor, mask: Tensor) -> Tensor:
+    """What a discriminator sees of a patch: (N, 1, H, W) twice -> (N, 1, H, W), 0 beyond SEEN_PX of the mask.
+
+    What lies further away the editor cannot change, and other exposure is no fault of its: with either the
+    discriminator wins and has nothing to teach.
+    """
+    near = spread(mask, SEEN_PX)
+    level = (image * near).sum(dim=(2, 3), keepdim=True) / near.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    return (image - level) * near
+
+
+def judged_px(mask: Tensor) -> Tensor:
+    """Where a discriminator by the px is asked: bool (N, 1, H, W), the gate where it is wide open."""
+    return spread(mask, GATE_DILATE_PX) > 0.5
+
+
+def score(logits: Tensor, mask: Tensor) -> Tensor:
+    """How real a patch looks to a `PixelJudge`: (N, K + 2, H, W), (N, 1, H, W) -> (N,)."""
+    made = logits[:, PixelJudge.MADE]
+    real = torch.logsumexp(torch.cat([logits[:, :1], logits[:, PixelJudge.FIRST_CLASS :]], dim=1), dim=1)
+    asked = judged_px(mask)[:, 0]
+    return ((real - made) * asked).sum(dim=(1, 2)) / asked.sum(dim=(1, 2)).clamp(min=1)
 
 
 def scaled(conv: nn.Conv2d, gain: float) -> None:

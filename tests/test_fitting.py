@@ -69,6 +69,25 @@ def test_a_fit_that_was_killed_ends_with_the_same_bits(scenes, tmp_path, small_f
     assert not list(tmp_path.glob(".*.fit"))
 
 
+def test_a_fit_by_the_px_begins_from_one_by_the_patch_and_resumes_bit_by_bit(scenes, tmp_path, small_fit):
+    found = fit_data(open_labels(scenes), "scratch")
+    first = fit_generator(found, tmp_path / "first", small_fit)
+    by_px = replace(small_fit, per_pixel=True)
+    whole = fit_generator(found, tmp_path / "whole", by_px, init=first)
+
+    assert fit_generator(found, tmp_path / "cut", by_px, init=first, stop_after=4) is None
+    cut = fit_generator(found, tmp_path / "cut", by_px, init=first)
+    onward = fit_generator(
+        found, tmp_path / "onward", replace(by_px, steps=1, learning_rate=(1e-9, 1e-9)), init=whole
+    )
+
+    assert weights(whole.folder).keys() == weights(cut.folder).keys()
+    assert all(torch.equal(t, weights(cut.folder)[key]) for key, t in weights(whole.folder).items())
+    taken = weights(onward.folder)["judge/head.weight"] - weights(whole.folder)["judge/head.weight"]
+    assert taken.abs().max() < 1e-6  # one by the px is taken over
+    assert open_generator(whole.folder).card.recipe["per_pixel"] is True
+
+
 def test_a_fit_whose_state_was_taken_away_begins_a_curve_of_its_own(scenes, tmp_path, small_fit):
     found = fit_data(open_labels(scenes), "scratch")
     fit_generator(found, tmp_path / "g", small_fit, stop_after=4)
@@ -237,6 +256,7 @@ def test_a_share_of_the_pastes_is_given_without_its_texture_the_others_as_they_a
     [
         *({"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}),
         *({"elsewhere": 2}, {"degraded": -1}, {"degraded": 0.5, "whole": True}),
+        {"per_pixel": True, "whole": True},
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(change, small_fit):

@@ -4,8 +4,21 @@ import math
 
 import pytest
 import torch
-from rollsight.synth.gan import SEEN_PX, Editor, Judge, Widths, contrast, gate, limited, ring, spread
-from rollsight.synth.gan_losses import contrast_loss, penalty, relativistic
+from rollsight.synth.gan import (
+    SEEN_PX,
+    Editor,
+    Judge,
+    PixelJudge,
+    Widths,
+    contrast,
+    gate,
+    judged_px,
+    limited,
+    ring,
+    score,
+    spread,
+)
+from rollsight.synth.gan_losses import by_pixel, contrast_loss, editor_loss, judge_loss, penalty, relativistic
 from rollsight.synth.shaking import shake
 
 SMALL = Widths(editor=(8, 12), judge=(8, 12, 16))
@@ -134,3 +147,47 @@ def test_the_judge_knows_classes_apart_by_projection():
 
     assert first.shape == (2,)
     assert (first - second).abs().min() > 0
+
+
+def logits_of(shown: torch.Tensor, sure: float = 30.0) -> torch.Tensor:
+    """(N, H, W) channels of a `PixelJudge` of two classes -> logits that are sure of them."""
+    return sure * torch.nn.functional.one_hot(shown, 4).movedim(3, 1).float()
+
+
+def test_a_judge_by_the_px_weighs_a_mark_as_much_as_what_is_around_it():
+    _, mask, *_ = inputs(1)
+    marked, steel = mask[:, 0] > 0, PixelJudge.STEEL
+    truth = torch.where(marked, PixelJudge.FIRST_CLASS + 1, steel)
+    blind = torch.full_like(truth, steel)  # it sees no mark: wrong on 18 px of 7 x 10
+
+    assert by_pixel(logits_of(truth), mask, truth) < 1e-6
+    assert by_pixel(logits_of(blind), mask, truth).item() == pytest.approx(30 / 2, rel=1e-3)
+    assert judged_px(mask).sum() == 7 * 10
+    made = torch.full_like(truth, PixelJudge.MADE)
+    assert score(logits_of(made), mask).item() == pytest.approx(-30 + math.log(3), rel=1e-3)
+    assert score(logits_of(truth), mask).item() == pytest.approx(30, rel=1e-3)
+    elsewhere = torch.where(judged_px(mask)[:, 0], truth, made)  # what is not asked does not count
+    assert score(logits_of(elsewhere), mask).item() == pytest.approx(30, rel=1e-3)
+
+
+def test_a_judge_by_the_px_learns_to_tell_made_marks_and_an_editor_hears_of_it():
+    torch.manual_seed(0)
+    start, mask, _, _, classes = inputs(4)
+    real, made = start - 0.2 * mask, (start - 0.2 * mask * (1 + torch.randn_like(mask))).requires_grad_()
+    judge = PixelJudge(2, SMALL)
+    descent = torch.optim.Adam(judge.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss, d_real, d_made = judge_loss(judge, (real, mask), (made.detach(), mask), classes)
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+
+    assert loss < 1 and d_real.min() > d_made.max()  # it began at 2 ln 4 = 2.8
+    _, _, heard = judge_loss(judge, (real, mask), (made, mask), classes)
+    torch.testing.assert_close(judge(made, mask, classes), heard)
+    wrong = editor_loss(judge, (real, mask), (made, mask), classes)
+    wrong.backward()
+    assert wrong > 1 > editor_loss(judge, (real, mask), (real, mask), classes)
+    assert made.grad.abs()[judged_px(mask)].max() > 0
+    far = spread(mask, SEEN_PX) == 0
+    assert made.grad[far].abs().max() == 0  # it never looked there

@@ -55,6 +55,10 @@ def fit(
             "--free", help="Give the editor half of the defects without their texture: it makes one."
         ),
     ] = False,
+    per_pixel: Annotated[
+        bool,
+        typer.Option("--per-pixel", help="A discriminator that judges each px, not a patch as a whole."),
+    ] = False,
     contrast_weight: Annotated[
         float, typer.Option(min=0, help="Weight of the contrast-keeping loss; 0 also lifts its limit.")
     ] = 5.0,
@@ -90,7 +94,9 @@ def fit(
         raise UserError("--from-scratch and --init contradict each other: give one of them", USAGE)
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
-    recipe = replace(PRESETS[preset], whole=whole, contrast_weight=contrast_weight, seed=seed)
+    recipe = replace(
+        PRESETS[preset], whole=whole, per_pixel=per_pixel, contrast_weight=contrast_weight, seed=seed
+    )
     if free:
         recipe = replace(recipe, degraded=FREE["degraded"], residual_weight=FREE["residual_weight"])
     mm = pixel_mm(mm_per_px_x, mm_per_line)
@@ -298,7 +304,7 @@ def prove(
         str,
         typer.Option(
             help="Of real, paste, poisson, gan, both, whole, no_contrast, free, degraded, paste_hard, "
-            "free_hard."
+            "free_hard, pixel."
         ),
     ] = "real,paste,poisson,gan,both",
     ratio: Annotated[
