@@ -1,13 +1,15 @@
 """Claim: with modality dropout in training, a missing lighting mode costs less.
 
-Nets `fast` by one recipe on simulated strip with two lighting modes, with and without modality dropout;
-judged on other rolls with both modes, and with each of them missing. `loss_of_miou` is what a missing mode
-costs, `gain` what dropout changes, with its interval over seeds and rolls. Counts stay in results/modality:
-interrupted, on whatever machine, it goes on.
+Nets `fast` by one recipe on simulated strip with two lighting modes, with and without modality dropout, all
+from an arm of bench/trainings.py that knows steel in one mode (from scratch they learn nothing in as many
+steps); judged on other rolls with both modes, and with each of them missing. `loss_of_miou` is what a missing
+mode costs, `gain` what dropout changes, with its interval over seeds and rolls. Counts stay in
+results/modality: interrupted, on whatever machine, it goes on.
 """
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +24,22 @@ from rollsight.inspect.metrics import Counts, Tally, hit_f1, mean_iou
 from rollsight.inspect.train import Recipe, train
 from rollsight.synth.strip import LIGHTINGS, SimulatedStrip, simulate_roll
 from torch import nn
+from trainings import queue, trained
 
 KEPT = RESULTS / "modality"
 DROPOUT = 0.3
 SEEN = {"both": slice(0, 2), "bright_alone": slice(0, 1), "dark_alone": slice(1, 2)}
-RECIPE = Recipe(net="fast", learning_rate=3e-3, fresh_rate=1.0, small_weight=0.5, fewest=0)
+RECIPE = Recipe(
+    net="fast",
+    attention="none",
+    learning_rate=3e-3,
+    fresh_rate=1.0,
+    ema_half_life=30,
+    small_weight=0.5,
+    balanced=0.5,
+    fewest=0,
+)
+BEGIN = "neu_clean-arm-plain-0"
 
 
 def rolls(folder: Path, seeds: range, length_m: float, surface: str) -> LabelledData:
@@ -67,8 +80,9 @@ def kept(name: str, modes: str) -> Counts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ROLLSIGHT_DATA", "../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("build/modality"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rolls", type=int, default=8, help="for training, and as many to judge by")
     parser.add_argument("--length-m", type=float, default=6.0)
     parser.add_argument("--surface", default="hot-rolled")
@@ -82,13 +96,16 @@ def main() -> None:
         (root / part).mkdir(parents=True, exist_ok=True)
         seeds = range(first, first + options.rolls)
         made[part] = rolls(root / part, seeds, options.length_m, options.surface)
+    [first] = [training for training in queue() if training.name == BEGIN]
+    begin = trained(first, Path(options.data))
     runs: dict[tuple[str, str], list[Counts]] = {}
     for seed in range(options.seeds):
         plain = replace(RECIPE, steps=options.steps, seed=seed)
         for arm, recipe in (("plain", plain), ("dropout", replace(plain, modality_dropout=DROPOUT))):
             name = f"{root.name}-{arm}-{options.steps}-{seed}"
             if not (KEPT / f"{name}.npz").is_file():
-                net = train([made["train"]], root / f"{arm}-{options.steps}-{seed}", recipe)
+                run = root / f"{arm}-{options.steps}-{seed}"
+                net = train([made["train"]], run, recipe, init=(begin.net(), begin.card.classes))
                 keep(name, {modes: judge(net, made["test"], chosen) for modes, chosen in SEEN.items()})
             for modes in SEEN:
                 runs.setdefault((arm, modes), []).append(kept(name, modes))
