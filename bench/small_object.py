@@ -17,7 +17,7 @@ CLAIM = 0.12
 
 
 def main() -> None:
-    trained = [row for row in figures_of() if row["arm"] != "net"]
+    trained = [row for row in figures_of() if row["arm"] not in ("net", "from_steel")]
     rows = []
     for data in sorted({row["data"] for row in trained}, reverse=True):
         arms: dict[str, list[str]] = {}
