@@ -85,7 +85,10 @@ TRIES: dict[str, dict[str, Any]] = {
     "cbam+blob": {"attention": "cbam", "instance": "blob"},
 }
 # The two nets with the highest mIoU on val, once all of a set's are there: further seeds of these.
-FINALISTS: dict[str, tuple[str, ...]] = {"neu_clean": ("deeplabv3plus", "unet_lite"), "mt": ("fcn", "unet_lite")}
+FINALISTS: dict[str, tuple[str, ...]] = {
+    "neu_clean": ("deeplabv3plus", "unet_lite"),
+    "mt": ("fcn", "unet_lite"),
+}
 
 
 class CbamAt4(Fast):
