@@ -19,22 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from report import RESULTS, write_result
+from rollsight.inspect.calibrate import allowed_alarms
 from rollsight.inspect.engines import open_engine
-from rollsight.inspect.evaluate import data_logits, look, probabilities
-from rollsight.inspect.froc import Sweep
+from rollsight.inspect.evaluate import examine
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.metrics import garwood, wilson
 from rollsight.inspect.models import Model
-from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_places import write_durably
-from scipy import special
-from trainings import HOME, done, queue
+from trainings import done, kept_model, queue
 
 KEPT = RESULTS / "blowhole"
 ARMS = ("net", "from_steel")
 BLOWHOLE = "blowhole"
 ALARMS, ENOUGH = 3, 26  # the target: so many on the clean test tiles, so many found
-CERTAIN = 0.95
 
 
 def main() -> None:
@@ -50,11 +47,10 @@ def main() -> None:
             continue
         path = KEPT / f"{training.name}.json"
         if not path.is_file():
-            plant = Plant(HOME)
-            if not (plant.models / training.name / "card.json").is_file():
+            if (model := kept_model(training)) is None:
                 print(f"{training.name}: its model is no longer there: left out")
                 continue
-            told = figures(plant.model(training.name), data)
+            told = figures(model, data)
             write_durably(path, (json.dumps({"name": training.name} | told) + "\n").encode())
         rows.append(json.loads(path.read_text(encoding="utf-8")))
         print(rows[-1], flush=True)
@@ -65,10 +61,10 @@ def main() -> None:
 
 def figures(model: Model, data: LabelledData) -> dict[str, Any]:
     """By each rule the threshold that val gives and what it finds on test; what any threshold could find."""
-    val, test = (swept(model, data.of_split(split)) for split in ("val", "test"))
+    engine = open_engine(model)[1]
+    val, test = (examine(model, engine, data.of_split(split)).sweep for split in ("val", "test"))
     c = data.classes.index(BLOWHOLE)
     rate = ALARMS / test.alarm_mpx
-    upper = special.gammaincinv(np.arange(1, ALARMS + 2), CERTAIN) / val.alarm_mpx
     alarms, found = val.alarms()[:, c], val.found[:, c].sum(axis=1)
     of_test, on_clean = test.found[:, c].sum(axis=1), test.clean_alarms[:, c]
     enough = np.flatnonzero(of_test >= ENOUGH)
@@ -76,12 +72,12 @@ def figures(model: Model, data: LabelledData) -> dict[str, Any]:
         "n": int(test.truth[c].sum()),
         "val_n": int(val.truth[c].sum()),
         "clean_mpx": test.alarm_mpx,
-        "val_alarms_at_all_found": int(alarms[found == found.max()].min()),
+        "val_alarms_at_most_found": int(alarms[found == found.max()].min()),
         f"fewest_alarms_at_{ENOUGH}_found": int(on_clean[enough].min()) if len(enough) else None,
         f"most_found_at_{ALARMS}_alarms": int(of_test[on_clean <= ALARMS].max(initial=0)),
     }
-    for rule, allowed in (("limit", int((upper <= rate).sum()) - 1), ("rate", int(rate * val.alarm_mpx))):
-        within = np.flatnonzero(alarms <= max(allowed, 0))
+    for rule, allowed in (("limit", allowed_alarms(rate, val, data)), ("rate", int(rate * val.alarm_mpx))):
+        within = np.flatnonzero(alarms <= allowed)
         at = min(within, key=lambda i: (-found[i], alarms[i] if rule == "limit" else 0, i))
         told[rule] = {
             "threshold": float(val.thresholds[at]),
@@ -93,15 +89,6 @@ def figures(model: Model, data: LabelledData) -> dict[str, Any]:
             "clean_alarms_95": garwood(int(on_clean[at])),
         }
     return told
-
-
-def swept(model: Model, data: LabelledData) -> Sweep:
-    """Found and alarms of each class at every threshold, with the temperature of the card."""
-    engine, counted = open_engine(model)[1], Sweep(data.classes)
-    for seen in look(model, engine, data):
-        logits = data_logits(seen.logits, model.card.classes, data.classes, model.card.temperature)
-        counted.add(seen.truth, probabilities(logits)[1:])
-    return counted
 
 
 if __name__ == "__main__":

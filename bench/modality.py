@@ -24,7 +24,7 @@ from rollsight.inspect.metrics import Counts, Tally, hit_f1, mean_iou
 from rollsight.inspect.train import Recipe, train
 from rollsight.synth.strip import LIGHTINGS, SimulatedStrip, simulate_roll
 from torch import nn
-from trainings import queue, trained
+from trainings import awaited
 
 KEPT = RESULTS / "modality"
 DROPOUT = 0.3
@@ -96,15 +96,13 @@ def main() -> None:
         (root / part).mkdir(parents=True, exist_ok=True)
         seeds = range(first, first + options.rolls)
         made[part] = rolls(root / part, seeds, options.length_m, options.surface)
-    [first] = [training for training in queue() if training.name == BEGIN]
-    begin = trained(first, Path(options.data))
     runs: dict[tuple[str, str], list[Counts]] = {}
     for seed in range(options.seeds):
         plain = replace(RECIPE, steps=options.steps, seed=seed)
         for arm, recipe in (("plain", plain), ("dropout", replace(plain, modality_dropout=DROPOUT))):
             name = f"{root.name}-{arm}-{options.steps}-{seed}"
             if not (KEPT / f"{name}.npz").is_file():
-                run = root / f"{arm}-{options.steps}-{seed}"
+                begin, run = awaited(BEGIN, options.data), root / f"{arm}-{options.steps}-{seed}"
                 net = train([made["train"]], run, recipe, init=(begin.net(), begin.card.classes))
                 keep(name, {modes: judge(net, made["test"], chosen) for modes, chosen in SEEN.items()})
             for modes in SEEN:

@@ -28,7 +28,7 @@ from rollsight.inspect.engines import open_engine
 from rollsight.inspect.evaluate import evaluate
 from rollsight.inspect.labels import describe, open_labels
 from rollsight.inspect.metrics import Tally, tiny_small_f1
-from rollsight.inspect.models import SHIPPED, Model, open_model, update_card
+from rollsight.inspect.models import CARD, SHIPPED, Model, open_model, update_card
 from rollsight.inspect.nets import NETS
 from rollsight.inspect.nets.attention import CBAM, Attention
 from rollsight.inspect.nets.fast import WIDTHS, Fast
@@ -187,6 +187,7 @@ def _arm_name(arm: str, data: str, seed: int) -> str:
 @contextmanager
 def held(training: Training, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process may work on the training: no other does, until the block ends."""
+    HOME.mkdir(parents=True, exist_ok=True)
     path = HOME / f"{training.name}.lock"
     with path.open("w") as file:
         try:
@@ -197,18 +198,34 @@ def held(training: Training, *, wait: bool = False) -> Iterator[bool]:
             yield True
 
 
+def named(name: str) -> Training:
+    """The training of the queue with that name."""
+    [found] = [training for training in queue() if training.name == name]
+    return found
+
+
+def kept_model(training: Training) -> Model | None:
+    """The model of a training, if it is in the plant."""
+    plant = Plant(HOME)
+    return plant.model(training.name) if (plant.models / training.name / CARD).is_file() else None
+
+
+def awaited(name: str, data: Path) -> Model:
+    """The model of the training with that name, made where it is not there, or waited for."""
+    training = named(name)
+    with held(training, wait=True):
+        return trained(training, data)
+
+
 def trained(training: Training, data: Path) -> Model:
     """The model of a training, made where it is not in the plant."""
-    plant = Plant(HOME)
-    if (plant.models / training.name / "card.json").is_file():
-        return plant.model(training.name)
-    init = None
+    if (model := kept_model(training)) is not None:
+        return model
+    plant, init = Plant(HOME), None
     if training.begin in SHIPPED:
         init = open_model(training.begin, HOME)
     elif training.begin:
-        [first] = [one for one in queue() if one.name == training.begin]
-        with held(first, wait=True):
-            init = trained(first, data)
+        init = awaited(training.begin, data)
     told = [time.monotonic(), 0.0]
 
     def tell(step: int, terms: dict[str, float]) -> None:
@@ -285,8 +302,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="tell what is done and what is not")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    for folder in (HOME, KEPT):
-        folder.mkdir(parents=True, exist_ok=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
     chosen = [training for training in queue() if fnmatch.fnmatch(training.name, asked.only)]
     if asked.list:
         for training in chosen:

@@ -25,7 +25,7 @@ from rollsight.inspect.metrics import Tally
 from rollsight.inspect.train import train
 from rollsight.inspect.weak import WeakData, learn, open_weak, pseudo_mask, write_pseudo
 from torch import nn
-from trainings import ARM_STEPS, Training, done, queue
+from trainings import ARM_STEPS, Training, done, named
 
 ARMS = ("all_masks", "image_labels", "labels_and_tenth", "tenth_alone")
 SHARPNESS = (1.0, 4.0)
@@ -171,8 +171,7 @@ def segmenter(
 
 def plain(seed: int) -> Training:
     """The training of the claim's arm `plain`."""
-    [found] = [one for one in queue() if one.name == f"neu_clean-arm-plain-{seed}"]
-    return found
+    return named(f"neu_clean-arm-plain-{seed}")
 
 
 def with_all_masks(seed: int) -> dict[str, float]:

@@ -102,7 +102,7 @@ def fit_thresholds(
         given = _never_shown(sweep, model.card.classes, budget is not None)
         present |= {name: THRESHOLDS[i] for name, i in given.items()}
         tally = _counted(kept, model, data, present, temperature)
-        allowed = _alarms(tally) if budget is None else _allowed(budget, sweep, data)
+        allowed = _alarms(tally) if budget is None else allowed_alarms(budget, sweep, data)
         thresholds, tally = _search(kept, model, data, sweep, given, (present, tally), allowed, temperature)
     upper = float(special.gammaincinv(_alarms(tally) + 1, CERTAIN)) / sweep.alarm_mpx
     return Fitted(
@@ -238,7 +238,7 @@ def _alarms(tally: Tally) -> int:
     return clean["alarms"] if clean["n"] else int(told["alarms"])
 
 
-def _allowed(budget: float, sweep: Sweep, data: LabelledData) -> int:
+def allowed_alarms(budget: float, sweep: Sweep, data: LabelledData) -> int:
     """The most alarms whose 95 % upper limit is within the budget on the sweep's area."""
     mpx = sweep.alarm_mpx
     if budget * mpx < NONE_SEEN:

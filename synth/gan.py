@@ -86,6 +86,17 @@ def contrast(image: Tensor, mask: Tensor) -> Tensor:
     return torch.where((counts[0] > 0) & (counts[1] > 0), difference, torch.zeros_like(difference))
 
 
+def descended(x: Tensor, blocks: nn.ModuleList, narrow: nn.ModuleList) -> tuple[Tensor, list[Tensor]]:
+    """Features (N, C, H, W) after the block of the last level, and those after each level before it."""
+    skips = []
+    for depth, block in enumerate(blocks):
+        x = block(x)
+        if depth < len(narrow):
+            skips.append(x)
+            x = narrow[depth](F.avg_pool2d(x, 2))
+    return x, skips
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions whose last begins at zero: (N, C, H, W) as it came.
 
@@ -164,12 +175,7 @@ class Editor(nn.Module):
         style = self.style(torch.cat([latent, F.one_hot(classes, self.classes).to(latent)], dim=1))
         seen = torch.cat([torch.full_like(start, 0) if self.whole else start - MIDDLE, mask, noise], dim=1)
         x = self.stem(unshuffled(seen))
-        skips = []
-        for depth, block in enumerate(self.down):
-            x = block(x)
-            if depth < len(self.narrow):
-                skips.append(x)
-                x = self.narrow[depth](F.avg_pool2d(x, 2))
+        x, skips = descended(x, self.down, self.narrow)
         for depth in reversed(range(len(self.up))):
             size = CELL * 2**depth
             x = self.up[depth](x, style, F.avg_pool2d(mask, size), F.avg_pool2d(noise, size) * size)
@@ -215,10 +221,7 @@ class Judge(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor, classes: Tensor) -> Tensor:
         x = self.stem(unshuffled(torch.cat([visible(image, mask), mask], dim=1)))
-        for depth, block in enumerate(self.blocks):
-            x = block(x)
-            if depth < len(self.narrow):
-                x = self.narrow[depth](F.avg_pool2d(x, 2))
+        x, _ = descended(x, self.blocks, self.narrow)
         x = self.embed(F.leaky_relu(self.basis(x), 0.2).flatten(1))
         logits = self.plain(x)[:, 0] + (x * self.by_class(classes)).sum(dim=1) / LATENT**0.5
         return logits  # type: ignore[no-any-return]
@@ -251,12 +254,7 @@ class PixelJudge(nn.Module):
     def pixels(self, image: Tensor, mask: Tensor) -> Tensor:
         """Logits of a patch (N, 1, H, W) as far as it is near the mask: (N, K + 2, H, W)."""
         x = self.stem(unshuffled(visible(image, mask)))
-        skips = []
-        for depth, block in enumerate(self.down):
-            x = block(x)
-            if depth < len(self.narrow):
-                skips.append(x)
-                x = self.narrow[depth](F.avg_pool2d(x, 2))
+        x, skips = descended(x, self.down, self.narrow)
         for depth in reversed(range(len(self.up))):
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
             x = self.up[depth](self.widen[depth](x) + skips[depth])
@@ -288,7 +286,9 @@ def judged_px(mask: Tensor) -> Tensor:
 def score(logits: Tensor, mask: Tensor) -> Tensor:
     """How real a patch looks to a `PixelJudge`: (N, K + 2, H, W), (N, 1, H, W) -> (N,)."""
     made = logits[:, PixelJudge.MADE]
-    real = torch.logsumexp(torch.cat([logits[:, :1], logits[:, PixelJudge.FIRST_CLASS :]], dim=1), dim=1)
+    real = torch.logsumexp(
+        torch.cat([logits[:, : PixelJudge.MADE], logits[:, PixelJudge.FIRST_CLASS :]], dim=1), dim=1
+    )
     asked = judged_px(mask)[:, 0]
     return ((real - made) * asked).sum(dim=(1, 2)) / asked.sum(dim=(1, 2)).clamp(min=1)
 
