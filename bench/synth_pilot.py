@@ -23,7 +23,7 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.synth.draws import rarity
 from rollsight.synth.lift import FIGURES, as_runs, lift, mean_of
-from rollsight.synth.proof import ROW, TUNING_DRAW, Plan, Proof
+from rollsight.synth.proof import ROW, TUNING_DRAW, Plan, Proof, of_plan
 from synth_lift import WORK, say
 
 OUT = RESULTS / "synth_pilot"
@@ -49,11 +49,13 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     until = time.monotonic() + 60 * asked.minutes if asked.minutes else None
     plan = replace(PLAN, arms=tuple(asked.arms.split(","))) if asked.arms else PLAN
+    data = open_labels(Path(asked.data) / "neu_clean")
+    proofs = {rare: Proof(rarity(data, rare), plan, WORK, OUT) for rare in RARE}
     if not asked.list:
-        data = open_labels(Path(asked.data) / "neu_clean")
         for rare in [asked.only] if asked.only else RARE:
-            work(Proof(rarity(data, rare), plan, WORK, OUT), until)
-    told = finished()
+            work(proofs[rare], until)
+    every = finished()
+    told = [one for proof in proofs.values() for one in of_plan(every, proof)]
     rows = [row for rare in RARE for row in compared([one for one in told if one["rare_class"] == rare])]
     for row in rows:
         print(shown(row))

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import LabelledData, open_labels
-from rollsight.inspect.metrics import BUCKETS, Tally, class_iou
+from rollsight.inspect.metrics import BUCKETS, MIN_N, Tally, class_iou
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.sampling import Sampler
-from rollsight.inspect.scan import decide
+from rollsight.inspect.scan import A_MIN_PX, decide
 from rollsight.inspect.train import train
 from rollsight.inspect.training_data import read_sources
 from rollsight.synth.backgrounds import Backgrounds
@@ -218,10 +218,10 @@ def settled(net: nn.Module, base: LabelledData, rare: LabelledData, recipe: Reci
 def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:
     """What a net finds on real images: figures, and for paired intervals the `counts` by group.
 
-    IoU is of the plain argmax, F1_H and alarms at thresholds of 0.5; alarms of the class are counted on
-    images without it.
+    IoU is of the plain argmax, F1_H and alarms at thresholds of 0.5, without components under A_MIN_PX, as in
+    the table of a scan; alarms of the class are counted on images without it.
     """
-    whole, clean = Tally(data.classes), Tally(data.classes)
+    whole, clean = (Tally(data.classes, A_MIN_PX) for _ in range(2))
     value = data.classes.index(rare) + 1
     thresholds = (0.5,) * len(data.classes)
     net.eval()
@@ -253,13 +253,18 @@ def figures(whole: Tally, clean: Tally, rare: str) -> dict[str, Any]:
     apart = {name: table.sum(axis=0) for name, table in clean.statistics().items()}
     alarms = int((apart["predicted"][c] - apart["true"][c]).sum())
     area = int(apart["area"])
-    sizes = zip(BUCKETS, total["found"][c], total["truth"][c], strict=True)
+    by_size = {
+        name: (int(found), int(n))
+        for name, found, n in zip(BUCKETS, total["found"][c], total["truth"][c], strict=True)
+    }
+    small = [by_size[name] for name in BUCKETS[:2]]
+    by_size["tiny_small"] = (sum(found for found, _ in small), sum(n for _, n in small))
     return {
         "iou": _plain(iou[c]),
         "f1_h": f1[rare],
         "recall_by_size": {
-            name: {"recall": int(found) / int(n) if n >= 10 else None, "n": int(n)}
-            for name, found, n in sizes
+            name: {"recall": found / n if n >= MIN_N else None, "n": n}
+            for name, (found, n) in by_size.items()
         },
         "fa_per_mpx": alarms / (area / 1e6) if area else None,
         "iou_by_class": dict(zip(names, map(_plain, iou), strict=True)),

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.synth.arms import WITHOUT_GAN
+from rollsight.synth.proof import Plan
 from scipy import stats
 
 DRAWS = 1000  # of the bootstrap
 ENOUGH = 3  # paired draws of scenes without which no interval is given
+MORE = 0.05  # share of the other arm's false alarms by which a mean may lie above theirs and not be more
+GOAL = 0.03  # of IoU or F1: a gain that is worth a generator
 
 Runs = Mapping[int, Sequence[NDArray[np.float64]]]  # draw -> counts (G, 8) of each of its fits
 OF_CLASS = ("both", "either", "truth", "found", "true", "predicted")
@@ -88,53 +91,85 @@ def mean_of(runs: Runs, draws: Sequence[int], figure: str) -> float:
     return _mean([_mean([float(of(run.sum(axis=0))) for run in runs[d]]) for d in draws])
 
 
-def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each data, rare class and k: the best arm without a GAN, those with one, and their differences.
+def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Of one plan's runs: for each arm with a GAN its difference to the best arm without one.
 
-    results: what `Proof.result` tells. All figures are over the draws that both arms have. The best arm is
-    the one over which the GAN gains least IoU: where all have the same draws it is the one with the highest
-    mean on these very draws, which favours it. False alarms are more where the mean difference is above 0
-    and its interval does not hold 0; where no image is free of the class there is no figure of them. `shown`
-    is true where the interval of IoU lies above 0 and alarms are not more, as far as there is a figure.
-    `other_classes`: what the others gain or lose.
+    results: what `Proof.result` tells, of one data, rare class and k. The figures of a row are those of IoU,
+    `f1_h` has the same for F1: each is held against the arm over which it gains least, on the draws that
+    both arms have; where all have the same draws that is the arm with the highest mean on these very draws,
+    which favours it. `complete`: every run of the arm, and of all arms without a GAN, is there. `shown` is
+    true where it is, the interval lies above 0, and false alarms are not more: their mean is at most MORE
+    above that of the best arm, as far as an image is free of the class. `goal`: IoU or F1 is shown, and
+    gains GOAL or more. `other_classes`: what the others gain or lose. `recall_by_size`: over shared draws.
     """
-    by_case: dict[tuple[str, str, int | None], dict[str, list[Mapping[str, Any]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    arms: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for one in results:
-        by_case[one["data"], one["rare_class"], one["k"]][one["arm"]].append(one)
+        arms[one["arm"]].append(one)
+    runs = {arm: as_runs(found) for arm, found in arms.items()}
+    missing = {arm for arm, draw, seed in plan.runs() if len(runs.get(arm, {}).get(draw, ())) <= seed}
+    plain = [name for name in WITHOUT_GAN if name in plan.arms]
     rows = []
-    for (data, rare, k), arms in sorted(by_case.items(), key=str):
-        runs = {arm: as_runs(found) for arm, found in arms.items()}
-        for arm in [name for name in runs if name not in WITHOUT_GAN]:
-            plain = [name for name in WITHOUT_GAN if set(runs.get(name, ())) & set(runs[arm])]
-            if not plain:
-                continue
-            gains = {name: lift(runs[name], runs[arm], "iou")["difference"] for name in plain}
-            best = min(gains, key=lambda name: gains[name])
-            told = {figure: _told(runs[best], runs[arm], figure) for figure in FIGURES}
-            alarms = told["fa_per_mpx"] if _has_alarms(runs[best], runs[arm]) else None
-            names = [name for name in arms[arm][0]["counts"]["classes"] if name != rare]
-            others = {name: (as_runs(arms[best], name), as_runs(arms[arm], name)) for name in names}
-            more = alarms is not None and alarms["difference"] > 0 and (alarms["low"] or 0) > 0
-            rows.append(
-                {
-                    "data": data,
-                    "rare_class": rare,
-                    "k": k,
-                    "arm": arm,
-                    "best_without_gan": best,
-                    **told["iou"],
-                    "f1_h": told["f1_h"],
-                    "fa_per_mpx": alarms,
-                    "other_classes": {
-                        name: {figure: _told(*pair, figure) for figure in ("iou", "f1_h")}
-                        for name, pair in others.items()
-                    },
-                    "shown": bool((told["iou"]["low"] or -1) > 0 and not more),
-                }
-            )
+    for arm in [name for name in plan.arms if name not in WITHOUT_GAN]:
+        if not any(set(runs.get(name, ())) & set(runs.get(arm, ())) for name in plain):
+            continue
+        complete = not missing & {arm, *plain}
+        iou_told, f1_told = (_held_against(arm, plain, runs, figure, complete) for figure in ("iou", "f1_h"))
+        best = iou_told["best_without_gan"]
+        first = arms[arm][0]
+        names = [name for name in first["counts"]["classes"] if name != first["rare_class"]]
+        others = {name: (as_runs(arms[best], name), as_runs(arms[arm], name)) for name in names}
+        rows.append(
+            {
+                **{key: first[key] for key in ("data", "rare_class", "k", "arm")},
+                "complete": complete,
+                **iou_told,
+                "f1_h": f1_told,
+                "goal": any(told["shown"] and told["difference"] >= GOAL for told in (iou_told, f1_told)),
+                "recall_by_size": _by_size(arms[best], arms[arm]),
+                "other_classes": {
+                    name: {figure: _told(*pair, figure) for figure in ("iou", "f1_h")}
+                    for name, pair in others.items()
+                },
+            }
+        )
     return rows
+
+
+def _held_against(
+    arm: str, plain: Sequence[str], runs: Mapping[str, Runs], figure: str, complete: bool
+) -> dict[str, Any]:
+    """A figure of an arm beside that of the arm without a GAN over which it gains least, and their alarms."""
+    gains = {
+        name: told["difference"]
+        for name in plain
+        if (told := lift(runs.get(name, {}), runs[arm], figure))["draws"]
+    }
+    best = min(gains, key=lambda name: gains[name])
+    told = _told(runs[best], runs[arm], figure)
+    alarms = _told(runs[best], runs[arm], "fa_per_mpx") if _has_alarms(runs[best], runs[arm]) else None
+    more = alarms is not None and alarms["difference"] > MORE * alarms["best"]
+    above = told["low"] is not None and told["low"] > 0
+    return {
+        "best_without_gan": best,
+        **told,
+        "fa_per_mpx": alarms,
+        "shown": bool(complete and above and not more),
+    }
+
+
+def _by_size(best: Sequence[Mapping[str, Any]], gan: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Recall of the rare class by size over the draws that both arms have, and defects of one run."""
+    shared = {one["draw"] for one in best} & {one["draw"] for one in gan}
+    told: dict[str, Any] = {}
+    for size in best[0]["counts"]["by_size"]:
+        shares = []
+        for arm in (best, gan):
+            of = [one["counts"]["by_size"][size] for one in arm if one["draw"] in shared]
+            truth, found = (sum(sum(one[key]) for one in of) for key in ("truth", "found"))
+            shares.append(found / truth if truth else None)
+        n = sum(best[0]["counts"]["by_size"][size]["truth"])
+        told[size] = {"best": shares[0], "gan": shares[1], "n": n}
+    return told
 
 
 def _told(best: Runs, gan: Runs, figure: str) -> dict[str, Any]:

@@ -28,12 +28,17 @@ from rollsight.inspect.roll_places import write_durably
 from rollsight.synth.arms import (
     ARMS,
     BASE,
+    BASE_CROPS,
     FINE_TUNING,
     GENERATORS,
     HARD,
+    OWN_STEEL,
+    RARE_CROPS,
     RATIO,
     RATIOS,
     SAMPLES,
+    SETTLING,
+    UNTIL,
     Trained,
     base_net,
     crops_of,
@@ -49,7 +54,7 @@ from rollsight.synth.fit_recipe import PRESETS, FitRecipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import Generator, open_generator, recipe_json
 from rollsight.synth.generic import Generic, shipped, suits
-from rollsight.synth.hard import hard_samples
+from rollsight.synth.hard import CANDIDATES, hard_samples
 from rollsight.synth.mask_bank import marks_of
 from rollsight.synth.patches import class_value, read_scenes
 from rollsight.synth.realism import sees
@@ -60,7 +65,7 @@ ROW = (
     *("data", "rare_class", "k", "arm", "draw", "gan_seed", "iou", "f1_h", "recall_by_size", "fa_per_mpx"),
     *("iou_by_class", "f1_h_by_class"),
 )
-DESIGN = 1  # to be raised where code, and not a recipe, changes what a run finds: all is then made anew
+DESIGN = 2  # to be raised where code, and not a recipe, changes what a run finds: all is then made anew
 TUNING_DRAW = 1000  # the draw on which the mixing ratio is chosen; no result is of it
 Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 
@@ -183,7 +188,7 @@ class Proof:
             started = time.monotonic()
             base, rare = self.found.drawn(plan.k, draw)
             added = [self._synthetic(method, base, rare, draw, seed, tell) for method in ARMS[arm]]
-            settings = self._settings(arm)
+            settings = self.settings(arm)
             if arm == "real":
                 net = self._real(base, rare, draw, tell)
             else:
@@ -239,7 +244,7 @@ class Proof:
         """The net of *real* of a draw; kept, for what it finds hard is asked of it."""
         plan = self.plan
         k = "all" if plan.k is None else plan.k
-        run = self.work / f"{self.title}-k{k}-real-d{draw}-{self._settings('real')['design']}"
+        run = self.work / f"{self.title}-k{k}-real-d{draw}-{self.settings('real')['design']}"
         path = run.with_name(f"{run.name}.safetensors")
         with _held(path, wait=True):
             if not path.is_file():
@@ -249,8 +254,8 @@ class Proof:
         load_weights(path, net)
         return net.eval()
 
-    def _settings(self, arm: str) -> dict[str, Any]:
-        """What decides a result beside its arm, draw and seed; `design` is a hash of all of it."""
+    def settings(self, arm: str) -> dict[str, Any]:
+        """What decides a result beside its data, draw and seed; `design` is a hash of all of it."""
         plan = self.plan
         told: dict[str, Any] = {"steps": plan.steps, "base_steps": plan.base_steps}
         if ARMS[arm]:
@@ -258,14 +263,18 @@ class Proof:
         if needs_generator(arm):
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
         kinds = sorted({generator_of(method) for method in ARMS[arm]})
-        parts = [told, asdict(plan.arm), self._base_key(), *(self._generator_key(kind) for kind in kinds)]
+        fixed = [BASE_CROPS, RARE_CROPS, UNTIL, SETTLING, OWN_STEEL, CANDIDATES]
+        parts = [told, fixed, asdict(plan.arm), self._base_key()]
+        parts += [self._generator_key(kind) for kind in kinds]
         if any(method.endswith(HARD) for method in ARMS[arm]):
-            parts.append(self._settings("real"))
+            parts.append(self.settings("real"))
         return told | {"design": short_hash(*parts)}
 
     def _base_key(self) -> str:
         plan = self.plan
-        return short_hash(asdict(plan.base), plan.base_steps, plan.begin, _digest(self.found.data))
+        begun = _model(plan.begin, self.rare)[1] if plan.begin else ""
+        kind = type(self.found).__name__  # which scenes are without the class depends on it
+        return short_hash(asdict(plan.base), plan.base_steps, begun, kind, _digest(self.found.data))
 
     def _generic_key(self, kind: str) -> str:
         common = shipped() if len(self.found.data.classes) == 1 else None
@@ -281,7 +290,7 @@ class Proof:
             return None
         try:
             one: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            same = one["settings"] == self._settings(arm)
+            same = one["settings"] == self.settings(arm)
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}: damaged: remove it, and it is made again") from None
         if not same:
@@ -301,7 +310,7 @@ class Proof:
                     self.rare,
                     path.with_name(path.name.removesuffix(".safetensors")),
                     replace(plan.base, steps=plan.base_steps),
-                    begin=_model(plan.begin, self.rare) if plan.begin else None,
+                    begin=_model(plan.begin, self.rare)[0] if plan.begin else None,
                     on_step=lambda step, _: tell(f"{self.title}-base", step, plan.base_steps),
                 )
                 save_weights(path, trained.net)
@@ -318,7 +327,7 @@ class Proof:
         generator = self._generator(kind, base, rare, draw, seed if is_edited(method) else 0, tell)
         folder, choose = self.work / f"{generator.folder.name}-{method}-{samples}", None
         if method.endswith(HARD):
-            folder = folder.with_name(f"{folder.name}-{self._settings('real')['design']}")
+            folder = folder.with_name(f"{folder.name}-{self.settings('real')['design']}")
             if not folder.is_dir():
                 value = class_value(base.classes, self.rare, base.root)
                 choose = partial(hard_samples, sees=partial(sees, self._real(base, rare, draw, tell), value))
@@ -387,6 +396,23 @@ class Proof:
         return replace(self.plan.fit, **GENERATORS[kind])
 
 
+def of_plan(told: Sequence[dict[str, Any]], proof: Proof) -> list[dict[str, Any]]:
+    """Of many runs those of a plan on its data; UserError for one of them that was made otherwise."""
+    plan, wanted = proof.plan, set(proof.plan.runs())
+    settings = {arm: proof.settings(arm) for arm in plan.arms}
+    found = [
+        one
+        for one in told
+        if (one["data"], one["rare_class"], one["k"]) == (proof.found.data.root.name, proof.rare, plan.k)
+        and (one["arm"], one["draw"], one["gan_seed"] or 0) in wanted
+    ]
+    for one in found:
+        if one["settings"] != settings[one["arm"]]:
+            title = f"{proof.title}-k{plan.k}-{one['arm']}-d{one['draw']}"
+            raise UserError(f"{title}: made with {one['settings']}: remove it, and it is made again", USAGE)
+    return found
+
+
 def short_hash(*parts: Any) -> str:
     """Eight hex digits of what decides something, DESIGN among it."""
     return hashlib.sha256(json.dumps([DESIGN, *parts], sort_keys=True).encode()).hexdigest()[:8]
@@ -397,12 +423,12 @@ def _digest(data: LabelledData) -> str:
     return data.digest()
 
 
-def _model(name: str, rare: str) -> Trained:
-    """A model that never saw the class; UserError for one that knows it."""
+def _model(name: str, rare: str) -> tuple[Trained, str]:
+    """A model that never saw the class, and its hash; UserError for one that knows it."""
     model = open_model(name, Path())
     if rare in model.card.classes:
         raise UserError(f"model {name} knows {rare}: a proof begins from a net that never saw it", USAGE)
-    return Trained(model.net(), model.card.classes)
+    return Trained(model.net(), model.card.classes), model.hash
 
 
 def _put(path: Path, one: Mapping[str, Any]) -> None:

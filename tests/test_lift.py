@@ -1,13 +1,24 @@
 """The proof's arithmetic: draws that nest, paired intervals with known answers, nothing shown by chance."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 from rollsight.inspect.engines import torch_engine
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
-from rollsight.synth.arms import counts, crops_of, figures, generator_of, needs_generator, net_logits
+from rollsight.synth.arms import (
+    counts,
+    crops_of,
+    figures,
+    generator_of,
+    judged,
+    needs_generator,
+    net_logits,
+)
 from rollsight.synth.draws import piece_out, rarity
 from rollsight.synth.lift import OF_CLASS, lift, summary
 from rollsight.synth.proof import Plan
@@ -74,9 +85,20 @@ def test_where_nothing_differs_an_interval_leaves_0_out_as_seldom_as_it_says(dra
 def result(arm: str, draw: int, hits: float, alarms: float = 1.0, seed: int = 0, other: float = 50) -> dict:
     rows = [run(np.full(9, of), alarms).T.tolist() for of in (hits, other)]
     classes = {name: dict(zip(OF_CLASS, row[:6], strict=True)) for name, row in zip("co", rows, strict=True)}
-    counts = {"classes": classes, "clean": dict(zip(("alarms", "area"), rows[0][6:], strict=True))}
+    counts = {
+        "classes": classes,
+        "by_size": {
+            "tiny": {"truth": [0] * 9, "found": [0] * 9},
+            "small": {"truth": [4] * 9, "found": [1] * 9},
+        },
+        "clean": dict(zip(("alarms", "area"), rows[0][6:], strict=True)),
+    }
     told = {"data": "d", "rare_class": "c", "k": 10, "gan_seed": seed, "iou": hits / 100, "f1_h": hits / 100}
     return {**told, "arm": arm, "draw": draw, "fa_per_mpx": 100 * alarms, "counts": counts}
+
+
+def plan_of(draws: Sequence[int], *arms: str, **more) -> Plan:
+    return Plan(draws=tuple(draws), arms=arms, **more)
 
 
 def test_a_gan_is_held_against_the_best_arm_without_one():
@@ -84,24 +106,63 @@ def test_a_gan_is_held_against_the_best_arm_without_one():
     better = [result("gan", d, 65) for d in range(3)]
     alarming = [result("gan", d, 65, alarms=2.0) for d in range(3)]
 
-    [row] = summary(results + better)
-    [same] = summary(results + [result("gan", d, 60) for d in range(3)])
-    [louder] = summary(results + alarming)
+    plan = plan_of(range(3), "real", "paste", "gan")
+    [row] = summary(results + better, plan)
+    [same] = summary(results + [result("gan", d, 60) for d in range(3)], plan)
+    [louder] = summary(results + alarming, plan)
 
     assert (row["best_without_gan"], row["shown"]) == ("paste", True)
-    assert row["difference"] == pytest.approx(0.05)
+    assert row["difference"] == pytest.approx(0.05) and row["goal"]
+    assert row["recall_by_size"]["small"] == {"best": 0.25, "gan": 0.25, "n": 36}
+    assert row["recall_by_size"]["tiny"] == {"best": None, "gan": None, "n": 0}
     assert not same["shown"] and not louder["shown"]
     assert (louder["fa_per_mpx"]["best"], louder["fa_per_mpx"]["gan"]) == pytest.approx((100, 200))
     assert louder["fa_per_mpx"]["difference"] == pytest.approx(100)
 
 
-def test_alarms_that_are_more_in_the_mean_but_not_beyond_chance_do_not_hide_a_lift():
-    plain = [result("paste", d, 60) for d in range(4)]
-    mixed = [result("gan", d, 65, alarms=alarms) for d, alarms in enumerate((0.5, 2.0, 0.8, 1.5))]
+def test_alarms_may_be_more_by_a_twentieth_in_the_mean_and_no_further_whatever_their_interval():
+    plain, plan = [result("paste", d, 60) for d in range(4)], plan_of(range(4), "paste", "gan")
+    few, many = (
+        [result("gan", d, 65, alarms=alarms) for d, alarms in enumerate((0.5, last, 0.8, 1.5))]
+        for last in (1.3, 2.0)
+    )
 
-    [row] = summary(plain + mixed)
+    [row], [louder] = summary(plain + few, plan), summary(plain + many, plan)
 
-    assert row["fa_per_mpx"]["low"] < 0 < row["fa_per_mpx"]["difference"] and row["shown"]
+    assert row["fa_per_mpx"]["difference"] == pytest.approx(2.5) and row["shown"]
+    assert louder["fa_per_mpx"]["low"] < 0 < louder["fa_per_mpx"]["difference"] and not louder["shown"]
+
+
+def test_f1_is_held_against_the_arm_that_is_best_in_it_and_may_be_what_is_shown():
+    plain = [result("real", d, 62) for d in range(3)] + [result("paste", d, 60) for d in range(3)]
+    better = [result("gan", d, 62) for d in range(3)]
+    for one in plain:
+        if one["arm"] == "real":
+            one["counts"]["classes"]["c"]["true"] = [1.0] * 9
+    for one in better:
+        one["counts"]["classes"]["c"]["predicted"] = [5.0] * 9
+
+    [row] = summary(plain + better, plan_of(range(3), "real", "paste", "gan"))
+
+    assert (row["best_without_gan"], row["shown"]) == ("real", False)
+    assert (row["f1_h"]["best_without_gan"], row["f1_h"]["shown"], row["goal"]) == ("paste", True, True)
+
+
+def test_nothing_is_shown_while_a_planned_run_is_missing():
+    runs = [
+        result(arm, d, hits) for arm, hits in (("real", 50), ("paste", 60), ("gan", 65)) for d in range(4)
+    ]
+    plan = plan_of(range(4), "real", "paste", "gan", gan_seeds={3: 2})
+
+    [row] = summary(runs, plan)
+    [whole] = summary([*runs, result("gan", 3, 65, seed=1)], plan)
+    [no_rival] = summary(
+        [one for one in runs if one["arm"] != "real"], plan_of(range(4), "real", "paste", "gan")
+    )
+
+    assert (row["complete"], row["shown"]) == (False, False)
+    assert (whole["complete"], whole["shown"]) == (True, True)
+    assert (no_rival["best_without_gan"], no_rival["shown"]) == ("paste", False)
 
 
 def test_without_an_image_free_of_the_class_nothing_is_said_of_alarms():
@@ -109,7 +170,7 @@ def test_without_an_image_free_of_the_class_nothing_is_said_of_alarms():
     for one in results:
         one["counts"]["clean"] = {"alarms": [0.0] * 9, "area": [0.0] * 9}
 
-    [row] = summary(results)
+    [row] = summary(results, plan_of(range(3), "paste", "gan"))
 
     assert row["fa_per_mpx"] is None and row["shown"]
 
@@ -118,7 +179,7 @@ def test_a_neighbour_class_that_falls_is_told():
     results = [result("paste", d, 60, other=55) for d in range(3)]
     results += [result("gan", d, 65, other=50 - d) for d in range(3)]
 
-    [row] = summary(results)
+    [row] = summary(results, plan_of(range(3), "paste", "gan"))
 
     told = row["other_classes"]["o"]["iou"]
     assert (told["best"], told["gan"]) == pytest.approx((0.55, 0.49))
@@ -130,7 +191,7 @@ def test_a_draw_with_two_fits_counts_once_and_arms_are_held_against_each_other_o
     fits = [result("gan", 0, hits, alarms, seed) for seed, (hits, alarms) in enumerate(((40, 3), (60, 1)))]
     others = [result("gan", 1, 62), result("gan", 2, 64), result("gan", 8, 5)]
 
-    [row] = summary(plain + fits + others)
+    [row] = summary(plain + fits + others, plan_of((0, 1, 2, 7, 8), "paste", "gan", gan_seeds={0: 2}))
 
     # draw 0 is the mean of its fits, 50; draws 7 and 8 have one arm only
     assert (row["best"], row["gan"]) == pytest.approx((0.5, (50 + 62 + 64) / 300))
@@ -200,7 +261,30 @@ def test_alarms_count_on_images_without_the_class_only():
     assert by_group["clean"] == {"alarms": [0, 2], "area": [0, 1600]}
     assert by_group["by_size"]["small"] == {"truth": [1, 0], "found": [1, 0]}
     assert by_group["classes"]["pit"]["either"] == [0, 0]
-    assert told["recall_by_size"]["small"] == {"recall": None, "n": 1}
+    assert told["recall_by_size"]["small"] == {"recall": None, "n": 1} == told["recall_by_size"]["tiny_small"]
+
+
+class Spot(torch.nn.Module):
+    """Is sure of so many px of the second class in the middle of any image, and of nothing else."""
+
+    def __init__(self, px: int) -> None:
+        super().__init__()
+        self.px = px
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(image), 3, *image.shape[2:])
+        logits[:, 0] = 9
+        y, x = image.shape[2] // 2, image.shape[3] // 2
+        logits[:, 2, y, x : x + self.px] = 18
+        return logits
+
+
+def test_what_a_scan_would_leave_out_of_its_table_is_no_alarm(few_scenes):
+    data = open_labels(few_scenes).of_split("train")
+
+    two, three = (judged(Spot(px), data, "scratch")["figures"] for px in (2, 3))
+
+    assert two["fa_per_mpx"] == 0 and three["fa_per_mpx"] > 0
 
 
 def test_an_arms_net_sees_an_image_as_evaluate_shows_it(small_model):

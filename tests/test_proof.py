@@ -25,7 +25,7 @@ from rollsight.synth.fit_recipe import PRESETS
 from rollsight.synth.generator import open_generator
 from rollsight.synth.generic import shipped
 from rollsight.synth.hard import CANDIDATES
-from rollsight.synth.proof import Plan, Proof, write_summary
+from rollsight.synth.proof import Plan, Proof, of_plan, write_summary
 from torch.nn import BatchNorm2d
 
 
@@ -128,6 +128,10 @@ def test_nothing_of_another_recipe_is_taken_for_what_a_plan_asks_for(proof, tmp_
 
     with pytest.raises(UserError, match=r"made with .*: choose another folder, or remove it"):
         other.results(quiet, quiet)
+    kept = [json.loads(path.read_text()) for path in proof.out.glob("*.json")]
+    assert len(of_plan(kept, proof)) == 2
+    with pytest.raises(UserError, match=r"made with .*: remove it, and it is made again"):
+        of_plan(kept, other)
     replace(other, out=tmp_path / "others").results(quiet, quiet)
 
     assert {name for name, paths in found().items() if len(paths) > len(before[name])} == made_anew

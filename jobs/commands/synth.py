@@ -371,7 +371,7 @@ def prove(
             ratio = float(proof.choose_ratio(tell)["ratio"])
         proof = replace(proof, plan=replace(plan, ratio=ratio))
         results = proof.results(tell, ran)
-    rows = summary(results)
+    rows = summary(results, proof.plan)
     write_summary(out, proof.plan, results, rows)
     if as_json:
         console.emit({"out": str(out), "ratio": ratio, "runs": len(results), "summary": rows})
@@ -380,9 +380,10 @@ def prove(
     found = [tuple("-" if value is None else value for value in row) for row in kept]
     console.show_table(f"{defect_class}, ratio {ratio:g}", ("arm", "draw", "IoU", "F1_H", "FA/Mpx"), found)
     for row in rows:
-        span = "no interval" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
-        said = "shown" if row["shown"] else "not shown"
-        console.say(
-            f"{row['arm']} against {row['best_without_gan']}: IoU {row['difference']:+.3f} ({span}), "
-            f"{row['draws']} draws: {said}"
-        )
+        for figure, of in (("IoU", row), ("F1_H", row["f1_h"])):
+            span = "no interval" if of["low"] is None else f"{of['low']:+.3f} to {of['high']:+.3f}"
+            said = "shown" if of["shown"] else "not shown"
+            console.say(
+                f"{row['arm']} against {of['best_without_gan']}: {figure} {of['difference']:+.3f} ({span}), "
+                f"{of['draws']} draws: {said}"
+            )
