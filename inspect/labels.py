@@ -327,6 +327,8 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         inside = sorted(found.parent.name for found in path.parent.glob("*/classes.json"))
         advice = f"; its folders {', '.join(inside)} have one: name one of them" if inside else ""
+        if not advice and any(path.parent.glob("*.json")):
+            advice = "; Labelme and COCO files become labelled data by `inspect labels import`"
         raise UserError(f"{path}: not found: it lists the class names, mask value = index + 1{advice}")
     try:
         names = json.loads(path.read_text(encoding="utf-8"))

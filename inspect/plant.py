@@ -30,7 +30,12 @@ class Plant:
 
     def generator_path(self, name: str) -> Path:
         """Where the generator of synthetic defects is, or would be; UserError for a name that leaves it."""
-        check_roll_id(name)  # the same letters
+        if not is_plain_name(name):
+            raise UserError(
+                f"generator {name[:80]!r} is not usable as a name: it must be 1 to 64 of A-Z a-z 0-9 . _ - "
+                "and start with a letter or digit",
+                USAGE,
+            )
         return self._folder("generators") / name
 
     def roll_path(self, roll_id: str) -> Path:

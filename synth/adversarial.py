@@ -176,8 +176,8 @@ class Adversary:
     def _descend(self, loss: Tensor, name: str, net: nn.Module) -> None:
         if not loss.isfinite():
             raise UserError(
-                f"step {self.control.step + 1}: the loss of the {name} is {loss.item()}: go on from the last "
-                "checkpoint with another --seed, or begin again with a lower learning rate"
+                f"step {self.control.step + 1}: the loss of the {name} is {loss.item()}: fit anew with "
+                "another --seed, under another --name"
             )
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)

@@ -140,6 +140,7 @@ def open_backgrounds(
 
     classes: the data's, which labelled backgrounds must have as well. held: groups of val and test, of which
     nothing may be used. A folder of images without `classes.json` is clean by the word of who gives it.
+    A folder within labelled data, or with Labelme files beside its images, is not: it is refused.
     mm: the size of a px of image files, where it is known. UserError where there is no background at all.
     """
     scenes: list[Scene] = []
@@ -179,9 +180,25 @@ def open_backgrounds(
 
 def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of backgrounds")
+        raise UserError(
+            f"{root}: no such folder of backgrounds: give a folder of clean images, labelled data, or the "
+            "path of a roll, such as plant/rolls/coil-1.zarr"
+        )
+    for above in root.resolve().parents:
+        if (above / "classes.json").is_file():
+            raise UserError(
+                f"{root} lies in the labelled data {above}, whose defects are on its images: give that "
+                "folder, of which the train split is taken",
+                USAGE,
+            )
     scenes = []
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+        if path.with_suffix(".json").is_file():
+            raise UserError(
+                f"{path} has a label file beside it: backgrounds are clean images, or labelled data, which "
+                "`inspect labels import` makes of such a folder",
+                USAGE,
+            )
         image = read_gray(path)
         name = path.relative_to(root).as_posix()
         scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem, mm))

@@ -46,6 +46,13 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("samples", str(figures["samples"])), ("kept", str(figures["kept"]))]
     rows += [(f"dropped: {why}", str(n)) for why, n in figures["dropped"].items()]
     rows.append(("least contrast kept, of the paste's", _number(figures["least_contrast_kept"])))
+    if figures["segmenters"] is not None:
+        rows.append(("cross-fitted segmenters, steps of each", str(figures["segmenters"]["steps"])))
+        rows.append(("their IoU of the class on real val images", _number(figures["segmenters"]["val_iou"])))
+    crops = ", ".join(f"{name} {n}" for name, n in figures["crops"].items())
+    rows.append(("crops that distances are of", crops))
+    if not figures["crops"]["held"]:
+        rows.append(("held-out defects", "none: the labels have no val image of the class"))
     for name, of in figures["kid"].items():
         what = f"distance to held-out defects (KID of Lite0 features): {name}"
         rows.append((what, f"{_number(of['mean'])} ± {_number(of['spread'])}"))

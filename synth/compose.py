@@ -32,6 +32,7 @@ from scipy import ndimage
 
 ATTEMPTS = 40  # at a sample before it is given up
 MOST_MARKS = 2  # on a sample
+MANY_MARKS = 50  # nobody finds room for more on 256 px: each attempt would be in vain
 PASTE_KEEP = 0.5  # of its contrast at home that a mark must have on the new steel
 EDIT_KEEP = 0.5  # of the paste's contrast: less is rejected
 MOST_ZOOM = 8.0  # from the px of the labels to those of the steel, either way
@@ -52,9 +53,10 @@ class Order:
             raise UserError(f"outlines {self.outlines!r}: it must be one of {', '.join(OUTLINES)}", USAGE)
         if self.method not in METHODS:
             raise UserError(f"method {self.method!r}: it must be one of {', '.join(METHODS)}", USAGE)
-        if self.most_marks < 1 or self.seed < 0:
+        if not 1 <= self.most_marks <= MANY_MARKS or self.seed < 0:
             raise UserError(
-                f"{self.most_marks} marks on a sample, seed {self.seed}: at least one, and 0 or more", USAGE
+                f"{self.most_marks} marks on a sample, seed {self.seed}: 1 to {MANY_MARKS}, and 0 or more",
+                USAGE,
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def _attempt(
         **made_by(generator, order),
         "background": {"name": steel.name, "group": steel.group, "y": steel.y, "x": steel.x},
         "marks": told,
-        "sha256": hashlib.sha256(pixels.tobytes() + mask.tobytes()).hexdigest(),
+        "sha256": digest_of(pixels, mask),
     }
     return Made(pixels, mask, steel.group, provenance, placed, start)
 
@@ -344,6 +346,12 @@ def make_data(
     """
     if n < 1:
         raise UserError(f"{n} samples: at least one", USAGE)
+    highest = max((len(scene.mask) for scene in backgrounds.scenes), default=0)
+    if order.density.kind == "periodic" and not backgrounds.rolls and highest <= order.density.pitch_px:
+        raise UserError(
+            f"a pitch of {order.density.pitch_px} px: the highest of the images has only {highest} lines",
+            USAGE,
+        )
     lines: list[dict[str, Any]] = []
 
     def images() -> Iterator[LabelledImage | UserError]:
@@ -364,6 +372,11 @@ def make_data(
     card: dict[str, Any] = {}
     incoming = Incoming(generator.card.data_classes, n, images())
     return write_labels(out, incoming, on_image=on_image, beside=beside), card
+
+
+def digest_of(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str:
+    """SHA-256 of a sample as its provenance has it: of the px of image and mask (H, W)."""
+    return hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

@@ -100,8 +100,10 @@ def open_provenance(folder: Path, of: str = "image") -> list[dict[str, Any]]:
         raise UserError(f"{path}: not found: this is no folder made by `inspect synth make`")
     try:
         lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        if not lines:
+            raise ValueError("empty")
         other = {"image": "roll", "roll": "image"}[of]
-        if lines and other in lines[0]:
+        if other in lines[0]:
             raise UserError(f"{path}: its samples are of {other}s: needed those of {of}s", USAGE)
         for line in lines:
             for key in (of, "index", "attempt", "marks", "order", "background", "sha256"):

@@ -1,5 +1,6 @@
 """How an editor is fitted: every choice with its default, and presets of them."""
 
+import math
 from dataclasses import dataclass
 
 from rollsight.inspect.errors import USAGE, UserError
@@ -80,6 +81,9 @@ def check_fit_recipe(recipe: FitRecipe) -> None:
         raise UserError(
             f"patches of {recipe.size_px} px: a multiple of {2 ** len(recipe.judge)} is needed", USAGE
         )
+    for name in ("contrast_weight", "residual_weight", "variety_weight"):
+        if not 0 <= (weight := getattr(recipe, name)) < math.inf:
+            raise UserError(f"{name} is {weight:g}: a weight is a number from 0 on", USAGE)
     for name in ("elsewhere", "degraded"):
         if not 0 <= getattr(recipe, name) <= 1:
             raise UserError(f"{name} is {getattr(recipe, name):g}: a share of the pastes, 0 to 1", USAGE)

@@ -1,5 +1,6 @@
 """Labelled data and clean steel in, a generator of one rare class out."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import LabelledData, describe, is_rolls
 from rollsight.synth.adversarial import STATE, Adversary, fit, read_state
 from rollsight.synth.fit_recipe import FitRecipe
-from rollsight.synth.generator import WEIGHTS, Generator, recipe_json, save_generator
+from rollsight.synth.generator import WEIGHTS, Generator, recipe_json, save_generator, unfinished
 from rollsight.synth.generic import Generic
 from rollsight.synth.made_outlines import learn_outlines
 from rollsight.synth.mask_bank import marks_of
@@ -69,7 +70,12 @@ def fit_data(
     if counts[defect_class] < fewest:
         few = f"class {defect_class!r}: {counts[defect_class]} components, {fewest} are needed from scratch"
         if len(classes) == 1 and not begun and not generic:
-            raise UserError(f"{few}: leave --alone out, so that other classes help, or give --init", USAGE)
+            leave = "leave --alone out, so that other classes help" if alone else "label other classes too"
+            raise UserError(
+                f"{few}: {leave}, or begin from a generator: --init NAME, or for cpu-64 without "
+                "--from-scratch the one that comes with the package",
+                USAGE,
+            )
         if generic and not begun:
             note = f"{few}: begins from the generic generator that comes with the package"
         else:
@@ -107,7 +113,7 @@ def fit_generator(
     """
     if folder.exists():
         raise UserError(f"{folder} is there already: choose another --name", USAGE)
-    run = folder.with_name(f".{folder.name}.fit")
+    run = unfinished(folder)
     sampler = PatchSampler(
         found.scenes,
         found.data.classes,
@@ -130,7 +136,10 @@ def fit_generator(
         "class": found.defect_class,
         "classes": list(found.classes),
         "data": found.data.digest(),
-        "backgrounds": [scene.name for scene in backgrounds],
+        "backgrounds": [
+            [scene.name, hashlib.sha256(scene.image.tobytes() + scene.mask.tobytes()).hexdigest()]
+            for scene in backgrounds
+        ],
         "init": init.hash if init is not None else "",
     }
 

@@ -159,9 +159,18 @@ def keep_fitting(run: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / FITTING / path.name)
 
 
+def unfinished(folder: Path) -> Path:
+    """Where the fit of a generator lies until it is complete."""
+    return folder.with_name(f".{folder.name}.fit")
+
+
 def open_generator(folder: Path) -> Generator:
     """The generator in a folder; UserError where it is none, damaged, or its files do not belong together."""
     if not (folder / CARD).is_file():
+        if unfinished(folder).is_dir():
+            raise UserError(
+                f"{folder}: its fit was interrupted: the same `inspect synth fit` goes on with it"
+            )
         raise UserError(f"{folder}: no generator: make one with `inspect synth fit`")
     text = (folder / CARD).read_text(encoding="utf-8")
     try:

@@ -40,6 +40,7 @@ from scipy import ndimage
 CLEAR_PX = RING_PX[1]  # around a defect: nothing else lies there, and what it changes does not go so far
 REACH_PX = max(RING, GATE_DILATE_PX + GATE_REACH_PX)  # beyond a defect's px that paste and editor change
 SEEN_PX = 32  # of the steel around a mark that the editor sees
+MOST_DEFECTS = 1_000_000  # on a roll: their boxes are held in memory
 WHOLE_TRIES = 200  # draws of a mark that no border of its scene cut off, before any is taken
 
 
@@ -100,7 +101,11 @@ def defects_per_m(roll: Roll, per_m: float) -> int:
     if roll.strip.mm_per_line is None:
         raise UserError(f"--per-m: roll {roll.roll_id} is in px: say how many with -n", USAGE)
     metres = roll.lines * roll.strip.mm_per_line / 1000
-    if not (math.isfinite(per_m) and round(per_m * metres) >= 1):
+    if not math.isfinite(per_m) or per_m * metres > MOST_DEFECTS:
+        raise UserError(
+            f"--per-m {per_m:g}: {metres:g} m would hold more than {MOST_DEFECTS:,}: give fewer", USAGE
+        )
+    if round(per_m * metres) < 1:
         raise UserError(f"--per-m {per_m:g}: that is no defect on {metres:g} m: give more", USAGE)
     return round(per_m * metres)
 

@@ -67,11 +67,9 @@ def read_scenes(data: LabelledData, mm: PixelMm | None = None) -> list[Scene]:
                 "the train split only",
                 USAGE,
             )
-        image, mask = sample.read()
+        image, mask = data.read(sample)
         if len(image) != 1:
             raise UserError(f"{data.root}: {len(image)} lighting modes: synthetic defects are made in one")
-        if (found := int(mask[mask != IGNORE].max(initial=0))) > len(data.classes):
-            raise UserError(f"{data.root}: mask value {found}, but there are {len(data.classes)} classes")
         if isinstance(sample, ImageFile):
             name, size, seen = sample.image.relative_to(data.root).as_posix(), mm, (0, 0)
         else:

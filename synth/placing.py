@@ -12,6 +12,7 @@ from rollsight.synth.mask_bank import Bools, Mark, Plane
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
+MIDDLE = 0.5  # of the strip's width: where a lane is by default
 STEEL_CHOICE = 8  # canvases looked at for one whose gray is near that around the mark
 TRIES = 12  # places looked at before a mark is given up
 EDGE_SHARE = 0.08  # of the width: how fast the density of `edges` falls off
@@ -24,12 +25,17 @@ class Density:
     """Where on the strip marks lie: over its width, and for `periodic` over its length as well."""
 
     kind: str = "anywhere"
-    lane: float = 0.5  # middle of the lane, 0 drive side to 1
+    lane: float = MIDDLE  # middle of the lane, 0 drive side to 1
     pitch_px: int = 0  # lines from one mark of a damaged roll to the next
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"placement {self.kind!r}: it must be one of {', '.join(KINDS)}", USAGE)
+        if self.kind not in ("lane", "periodic") and self.lane != MIDDLE:
+            raise UserError(
+                f"placement {self.kind}, a lane at {self.lane:g}: lane and periodic have one, others none",
+                USAGE,
+            )
         if not 0 <= self.lane <= 1:
             raise UserError(f"lane {self.lane:g}: it is a share of the width, 0 to 1", USAGE)
         if (self.kind == "periodic") != (self.pitch_px > 0):

@@ -30,7 +30,7 @@ from rollsight.synth.croissant import roll_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.ground import read_ground
 from rollsight.synth.mask_bank import Bools
-from rollsight.synth.new_defect import Field, NewDefect, make_defect
+from rollsight.synth.new_defect import MOST_DEFECTS, Field, NewDefect, make_defect
 from rollsight.synth.strip import TRUTH_FILE, TRUTH_LABEL
 from rollsight.synth.truth import found_rows, kept_rows, parts_of, truth_table
 
@@ -87,8 +87,8 @@ def plant_roll(
     """
     roll, order, generator = field.roll, field.order, field.generator
     strip = replace(roll.strip, roll_id=path.name.removesuffix(".zarr"), line_id=LINE_ID)
-    if n < 1:
-        raise UserError(f"{n} defects: at least one", USAGE)
+    if not 1 <= n <= MOST_DEFECTS:
+        raise UserError(f"{n} defects: give 1 to {MOST_DEFECTS:,}", USAGE)
     if order.density.kind == "periodic" and n > field.pitches:
         raise UserError(
             f"{n} periodic marks: {roll.lines} lines have {field.pitches} places {order.density.pitch_px} px "
@@ -153,6 +153,17 @@ def plant_roll(
         write_card(writer.building, roll_card(writer.building, card, classes))
         writer.close()
     return card
+
+
+def is_on(roll: Roll, field: Field, made: NewDefect) -> bool:
+    """Whether a roll of `plant_roll` still has the px and the truth of one of its new defects."""
+    y0, x0, y1, x1 = made.box
+    box = (slice(None), slice(x0, x1))
+    steel, found = (one.read(y0, y1)[0][box] for one in (field.roll, roll))
+    expected = (steel.astype(np.int64) + made.change).clip(0, np.iinfo(found.dtype).max)
+    value = roll.label_classes(TRUTH_LABEL).index(field.generator.card.defect_class) + 1
+    truth = roll.read_label(TRUTH_LABEL, y0, y1)[box]
+    return bool((found == expected).all() and (truth[made.inside] == value).all())
 
 
 def _known(field: Field, y0: int, y1: int) -> NDArray[np.uint8]:

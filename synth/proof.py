@@ -150,12 +150,17 @@ class Proof:
                 on_run(one)
         return done
 
-    def choose_ratio(self, tell: Tell, methods: Sequence[str] = ("paste", "gan")) -> dict[str, Any]:
-        """The ratio with the highest mean IoU of the class on val over the methods, on a draw of its own.
+    def choose_ratio(self, tell: Tell) -> dict[str, Any]:
+        """The ratio with the highest mean IoU of the class on val over some arms, on a draw of its own.
 
-        What another process works on is waited for, after all others are made.
+        These are *paste* and *gan*, as far as the plan has them, else all that add anything. What another
+        process works on is waited for, after all others are made. UserError where no arm adds anything.
         """
         self.check("val")
+        added = [arm for arm in self.plan.arms if ARMS[arm]]
+        if not added:
+            raise UserError(f"arms {', '.join(self.plan.arms)}: none adds samples: no ratio to choose", USAGE)
+        methods = [arm for arm in added if arm in ("paste", "gan")] or added
         asked = [(ratio, method) for ratio in RATIOS for method in methods]
         made: dict[tuple[float, str], dict[str, Any]] = {}
         for wait in (False, True):

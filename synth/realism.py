@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_label
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import train
 from rollsight.synth.arms import net_logits
+from rollsight.synth.compose import digest_of
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, checked_card, open_provenance
 from rollsight.synth.degraded import contrast_at
@@ -89,10 +90,19 @@ def check_set(
         raise UserError(
             f"{folder}: classes {', '.join(made.classes)}, {labels.root} has others: give its labels"
         )
+    strange = {mark["group"] for line in lines for mark in line["marks"]} - set(labels.groups())
+    if strange:
+        raise UserError(
+            f"{folder}: its defects come from {', '.join(sorted(strange)[:3])}, which {labels.root} does not "
+            "have: give the labels that its generator was fitted on"
+        )
+    if (images := len(made.samples)) != len(lines):
+        raise UserError(f"{folder}: {images} images, {len(lines)} lines of {PROVENANCE}: make the data again")
     name = str(lines[0]["class"])
     value = class_value(labels.classes, name, labels.root)
     scenes = read_scenes(labels.of_split("train"))
     nets = _cross_fitted(labels, lines, run, steps, seed, on_step) if steps else {}
+    of_val = held_scenes(labels)
     samples = {sample.image.name: sample for sample in made.samples if isinstance(sample, ImageFile)}
     judged, crops = [], []
     for line in lines:
@@ -100,11 +110,10 @@ def check_set(
         if sample is None:
             raise UserError(f"{folder}: no image {line['image']} of its provenance: make the data again")
         image, mask = sample.read()
-        judged.append(_judge(line, image[0], mask == value, nets, value))
+        judged.append(_judge(line, image[0], mask, nets, value))
         crops += _made_crops(line, image[0])
     judged = _few_easy(judged)
     train_marks = [mark for mark in marks_of(scenes, labels.classes) if mark.defect_class == name]
-    of_val = held_scenes(labels)
     held_marks = [mark for mark in marks_of(of_val, labels.classes) if mark.defect_class == name]
     sets = {
         "made": _some(crops, seed),
@@ -112,13 +121,19 @@ def check_set(
         "held": _some(_crops(held_marks, of_val), seed),
         "clean": _clean(scenes, seed),
     }
-    return Check(judged, _figures(judged, sets), sets["made"], sets["held"])
+    figures = _figures(judged, sets)
+    figures["segmenters"] = {"steps": steps, "val_iou": _on_val(nets, of_val, value)} if nets else None
+    return Check(judged, figures, sets["made"], sets["held"])
 
 
 def _judge(
-    line: dict[str, Any], image: NDArray[np.float32], inside: Bools, nets: dict[str, Any], value: int
+    line: dict[str, Any],
+    image: NDArray[np.float32],
+    mask: NDArray[np.uint8],
+    nets: dict[str, Any],
+    value: int,
 ) -> Judged:
-    areas, agreements = [], []
+    areas, agreements, inside = [], [], mask == value
     for mark in line["marks"]:
         x0, y0, x1, y1 = mark["box"]
         own = np.zeros_like(inside)
@@ -133,7 +148,9 @@ def _judge(
     area = max(areas, key=lambda ratio: abs(math.log(max(ratio, 1e-3))))
     agreement = min(agreements) if agreements else math.nan
     dropped = ""
-    if kept < KEPT:
+    if _digest(image, mask) != line["sha256"]:
+        dropped = "changed since it was made"  # so that its contrast is no longer what was measured then
+    elif kept < KEPT:
         dropped = "contrast lost"
     elif not AREA[0] <= area <= AREA[1]:
         dropped = "other size than its label"
@@ -141,6 +158,19 @@ def _judge(
         dropped = "segmenter does not see it"
     box = line["marks"][0]["box"]
     return Judged(line["image"], dropped, kept, area, agreement, (box[0], box[1], box[2], box[3]))
+
+
+def sample_digest(folder: Path, image: str) -> str:
+    """What `digest_of` says of the sample of a synthetic folder that is there now; UserError without one."""
+    for sample in open_labels(folder).samples:
+        if isinstance(sample, ImageFile) and sample.image.name == Path(image).name:
+            found, mask = sample.read()
+            return _digest(found[0], mask)
+    raise UserError(f"{folder}: no image {image} of its provenance: make the data again")
+
+
+def _digest(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> str:
+    return digest_of(np.round(image * 255).astype(np.uint8), mask)
 
 
 def area_ratio(image: NDArray[np.float32], inside: Bools, others: Bools) -> float:
@@ -197,7 +227,7 @@ def _cross_fitted(
             on_step=told,
         )
 
-        judges.update(dict.fromkeys(away, partial(sees, net, value)))
+        judges.update(dict.fromkeys(away, partial(sees, net, value)))  # one object a fold: see _on_val
     return judges
 
 
@@ -205,6 +235,20 @@ def sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
     """Where a net sees a class on an image (H, W)."""
     found: Bools = net_logits(net, image[None]).argmax(axis=0) == value
     return found
+
+
+def _on_val(
+    nets: Mapping[str, Callable[[NDArray[np.float32]], Bools]], scenes: Sequence[Scene], value: int
+) -> float | None:
+    """IoU of the class on real held-out scenes, the two segmenters together; None without a px of it."""
+    both = either = 0
+    for scene in scenes:
+        truth, told = scene.mask == value, scene.mask != IGNORE
+        for see in set(nets.values()):
+            found = see(scene.image) & told
+            both += int((found & truth).sum())
+            either += int((found | truth).sum())
+    return both / either if any((scene.mask == value).any() for scene in scenes) else None
 
 
 def held_scenes(labels: LabelledData) -> list[Scene]:

@@ -202,6 +202,17 @@ def test_sources_of_val_and_test_and_no_sources_are_refused(few_scenes, generato
         open_backgrounds([other], classes, held)
     with pytest.raises(UserError, match=r"no backgrounds \(none given\): give --backgrounds"):
         open_backgrounds([], classes, held)
+    (few_images := tmp_path / "labelled" / "images").mkdir(parents=True)
+    for name in ("6.png", "6_mask.png"):
+        (few_images / name).write_bytes((few_scenes / name).read_bytes())
+    assert len(open_backgrounds([few_images], classes, held)) == 2  # clean by the word of who gives them
+    (few_images.parent / "classes.json").write_text('["pit", "scratch"]')
+    with pytest.raises(UserError, match=r"images lies in the labelled data .*labelled, whose defects are on"):
+        open_backgrounds([few_images], classes, held)
+    (few_images.parent / "classes.json").unlink()
+    (few_images / "6.json").write_text("{}")
+    with pytest.raises(UserError, match=r"6.png has a label file beside it: .* `inspect labels import`"):
+        open_backgrounds([few_images], classes, held)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no backgrounds \(.*empty\)"):
         open_backgrounds([tmp_path / "empty"], classes, held)

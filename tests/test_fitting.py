@@ -1,5 +1,6 @@
 """A fit: resumes bit by bit, stops where a loss is no number, tells of what it cannot use."""
 
+import math
 import shutil
 import signal
 import subprocess
@@ -118,7 +119,7 @@ def test_few_components_need_other_classes_or_a_generator_to_begin_from(scenes, 
         "3 components, 30 are needed from scratch: learned with the help of 1 other"
         in fit_data(labels, "scratch").note
     )
-    with pytest.raises(UserError, match="leave --alone out, so that other classes help, or give --init"):
+    with pytest.raises(UserError, match="leave --alone out, so that other classes help, or begin from"):
         fit_data(labels, "scratch", alone=True)
     base = fit_generator(fit_data(labels, "pit"), tmp_path / "base", replace(small_fit, steps=2))
     tuned = fit_generator(
@@ -138,6 +139,8 @@ def test_a_loss_that_is_no_number_ends_the_fit_in_one_line(scenes, tmp_path, sma
     assert fit_generator(found, tmp_path / "g", small_fit, stop_after=2) is None
     hot = replace(small_fit, learning_rate=(1e30, 1e30))
 
+    with pytest.raises(UserError, match=r"g: its fit was interrupted: the same `inspect synth fit` goes on"):
+        open_generator(tmp_path / "g")
     with pytest.raises(UserError, match=r"step \d+: the loss of the (judge|editor) is (nan|inf)"):
         fit_generator(found, tmp_path / "hot", hot)
     assert fit_generator(found, tmp_path / "g", small_fit) is not None
@@ -255,6 +258,7 @@ def test_a_share_of_the_pastes_is_given_without_its_texture_the_others_as_they_a
     "change",
     [
         *({"size_px": 40}, {"size_px": 8}, {"steps": 0}, {"batch": 1}),
+        *({"contrast_weight": math.inf}, {"residual_weight": math.nan}),
         *({"elsewhere": 2}, {"degraded": -1}, {"degraded": 0.5, "whole": True}),
         {"per_pixel": True, "whole": True},
     ],

@@ -143,7 +143,8 @@ def test_the_same_seed_is_the_same_roll_and_more_defects_begin_with_the_same(gen
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["anywhere", "edges", "lane", "periodic"]))
 def test_no_defect_lies_on_another_or_on_what_was_there_or_was_not_inspected(generator, source, seed, kind):
-    density = Density(kind, lane=0.4, pitch_px=700 if kind == "periodic" else 0)
+    lane = 0.4 if kind in ("lane", "periodic") else 0.5
+    density = Density(kind, lane=lane, pitch_px=700 if kind == "periodic" else 0)
     field = open_field(generator, source, Order(seed=seed, method="paste", density=density))
     placed = []
     for number in range(8):

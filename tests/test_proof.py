@@ -164,12 +164,13 @@ def test_a_dot_in_the_name_of_the_data_makes_no_lock_wait_for_itself(few_scenes,
 
 def test_the_ratio_is_chosen_by_two_processes_together(few_scenes, proof, tmp_path):
     """One that finds a trial taken makes the others, then waits for it."""
-    choosing = replace(proof, found=rarity(open_labels(few_scenes), "pit"))
+    plan = replace(proof.plan, arms=("real", "paste"))
+    choosing = replace(proof, found=rarity(open_labels(few_scenes), "pit"), plan=plan)
     (tmp_path / "work").mkdir()
     name = "scenes-pit-k2-paste-d1000-s0-val-r0.2"
     with ThreadPoolExecutor() as pool, (tmp_path / "work" / f"{name}.lock").open("w") as theirs:
         fcntl.flock(theirs, fcntl.LOCK_EX)
-        chosen = pool.submit(choosing.choose_ratio, quiet, ["paste"])
+        chosen = pool.submit(choosing.choose_ratio, quiet)
         while len(list((tmp_path / "runs").glob("*.json"))) < 2:
             assert not chosen.done()
             time.sleep(0.1)

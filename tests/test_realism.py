@@ -3,14 +3,15 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from rollsight.inspect.errors import UserError
-from rollsight.inspect.labels import open_labels
+from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.synth.backgrounds import open_backgrounds
-from rollsight.synth.check_page import write_page
+from rollsight.synth.check_page import told, write_page
 from rollsight.synth.compose import Order, make_data
 from rollsight.synth.features import (
     COPY_RATIO,
@@ -127,6 +128,7 @@ def test_a_check_drops_what_lost_its_contrast_and_writes_the_rest(made, few_scen
 
     why = {sample.image: sample.dropped for sample in found.samples}
     assert why[lines[2]["image"]] == "contrast lost"
+    assert why[lines[4]["image"]] == "changed since it was made"
     assert found.figures["kept"] == sum(not reason for reason in why.values())
     assert set(found.figures["kid"]) <= {"made", "real, the floor", "clean, the ceiling"}
     assert found.figures["copies"]["median_correlation"] <= 1
@@ -155,6 +157,10 @@ def test_a_segmenter_that_never_saw_the_sources_judges_each_sample(made, few_sce
 
     assert steps == [(1, 2), (2, 2)]
     assert all(0 <= sample.agreement <= 1 for sample in found.samples)
+    assert found.figures["segmenters"]["steps"] == 1
+    told_rows = dict(told(found.figures))
+    assert told_rows["cross-fitted segmenters, steps of each"] == "1"
+    assert told_rows["held-out defects"] == "none: the labels have no val image of the class"
 
 
 def test_a_folder_of_another_kind_or_other_classes_is_refused(made, few_scenes, tmp_path):
@@ -162,6 +168,19 @@ def test_a_folder_of_another_kind_or_other_classes_is_refused(made, few_scenes, 
 
     with pytest.raises(UserError, match="this is no folder made by `inspect synth make`"):
         check_set(few_scenes, labels, tmp_path, steps=0)
+    elsewhere = LabelledData(
+        few_scenes, labels.classes, tuple(replace(one, group=f"other-{one.group}") for one in labels.samples)
+    )
+    with pytest.raises(UserError, match=r"its defects come from piece-1, .*, which .* does not have: give"):
+        check_set(made, elsewhere, tmp_path, steps=0)
+    whole = (made / "provenance.jsonl").read_text()
+    (made / "provenance.jsonl").write_text("".join(whole.splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match=r"\d+ images, 2 lines of provenance.jsonl: make the data again"):
+        check_set(made, labels, tmp_path, steps=0)
+    (made / "provenance.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"provenance.jsonl: damaged .*empty.*: make the data again"):
+        check_set(made, labels, tmp_path, steps=0)
+    (made / "provenance.jsonl").write_text(whole)
     (made / "classes.json").write_text(json.dumps(["pit", "dent"]))
     with pytest.raises(UserError, match=r"classes pit, dent, .* others: give its labels"):
         check_set(made, labels, tmp_path, steps=0)

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import zarr
+from PIL import Image
 from rollsight.inspect.errors import UserError
 from rollsight.jobs.cli import app
 
@@ -23,7 +25,7 @@ def fitted(few_scenes, tmp_path, capsys):
     return home
 
 
-def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
+def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys, monkeypatch):
     made = tmp_path / "made"
     options = ("--backgrounds", few_scenes, "--home", fitted, "--out", made, "--seed", 4, "--json")
 
@@ -41,9 +43,16 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
     with pytest.raises(UserError, match=r"scratch has none, 3 marks .*: give --outlines bank or both"):
         inspect("synth", "make", "scratch", "--only", 2, *options, "--outlines", "gan")
 
-    inspect("synth", "check", made, "--labels", few_scenes, "--steps", 0, "--json")
+    monkeypatch.chdir(made)
+    inspect("synth", "check", ".", "--labels", few_scenes, "--steps", 0, "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["samples"] == 3 and (tmp_path / "made.check.html").is_file()
+
+    [image] = (made / "train" / "images").glob("*-00002.png")
+    with Image.open(image) as found:
+        Image.new("L", found.size, 110).save(image)
+    with pytest.raises(UserError, match="sample 2 was changed since it was made"):
+        inspect("synth", "make", "scratch", "--only", 2, *options)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +86,8 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys):
             ("prove", "scratch", "--ratio", "0.1", "--out", "proof"),
             "1 synthetic crops beside 10 real ones, from 2 sets: give 0.2 or more",
         ),
+        (("fit", "scratch", "--name", "a/b"), "generator 'a/b' is not usable as a name"),
+        (("fit", "scratch", "--contrast-weight", "inf"), "contrast_weight is inf: a weight is a number"),
         (("prove", "scratch", "--arms", "real,magic", "--out", "proof"), "arm 'magic': it must be one of"),
     ],
 )
@@ -118,6 +129,12 @@ def test_a_generic_generator_is_fitted_begun_from_and_makes_nothing_itself(few_s
         inspect("synth", "make", "many", "--out", tmp_path / "made", "--home", home)
 
 
+def test_a_pitch_that_no_image_is_high_enough_for_is_refused(few_scenes, fitted_once, tmp_path):
+    options = ("--out", tmp_path / "made", "--home", fitted_once, "--place", "periodic", "--pitch-px", 5000)
+    with pytest.raises(UserError, match=r"a pitch of 5000 px: the highest of the images has only \d+ lines"):
+        inspect("synth", "make", "scratch", "--backgrounds", few_scenes, *options)
+
+
 def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
     inspect("simulate", "S-1", "--length-m", 3, "--width-px", 300, "--seed", 6, "--home", fitted)
     options = ("--into", "S-1", "--as", "S-2", "--home", fitted, "--json", "--place", "lane", "--seed", 2)
@@ -137,6 +154,10 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
         inspect("synth", "make", "scratch", "--only", 0, *periodic)
     with pytest.raises(UserError, match=r"S-2.zarr exists: choose another id, or say --overwrite"):
         inspect("synth", "make", "scratch", "-n", 1, *options)
+    roll = zarr.open_array(fitted / "rolls" / "S-2.zarr" / "0")
+    roll[:] = 7
+    with pytest.raises(UserError, match="defect 3 was changed since it was made"):
+        inspect("synth", "make", "scratch", "--only", 3, *options)
     inspect("synth", "make", "scratch", "-n", 1, *options, "--overwrite")
     assert json.loads(capsys.readouterr().out)["card"]["samples"] == 1
 
@@ -157,13 +178,20 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
         (("--into", "S-1", "--as", "S-2", "-n", 5, "--per-m", 2), "-n with --per-m: take one of them"),
         (("--into", "S-9", "--as", "S-2"), "no roll 'S-9' in .*: there are S-1, dark"),
         (("--into", "S-1", "--as", "../S-2"), "roll id '../S-2' is not usable"),
-        (("--into", "S-1", "--as", "S-2", "--per-m", "nan"), "--per-m nan: that is no defect on 1 m"),
+        (
+            ("--into", "S-1", "--as", "S-2", "--per-m", "nan"),
+            "--per-m nan: 1 m would hold more than 1,000,000: give fewer",
+        ),
         (("--into", "dark", "--as", "S-2"), "roll dark has 2 lighting modes"),
         (("--into", "S-1", "--as", "S-2", "--place", "periodic"), "periodic with a pitch of 0 px"),
         (
             ("--into", "S-1", "--as", "S-2", "--place", "periodic", "--pitch-px", 1000),
             "a pitch of 1000 px: roll S-1 has only 1000 lines",
         ),
+        (("--into", "S-1", "--as", "S-2", "-n", 10**12), "1000000000000 defects: give 1 to 1,000,000"),
+        (("--into", "S-1", "--as", "S-2", "--per-m", 1e300), "--per-m 1e\\+300: 1 m would hold more than"),
+        (("--out", "made", "--marks", 1000), "1000 marks on a sample, seed 0: 1 to 50"),
+        (("--out", "made", "--lane", 0.3), "placement anywhere, a lane at 0.3: lane and periodic have one"),
         (("--out", "made", "--mm-per-px-x", 0.8), "--mm-per-px-x and --mm-per-line: give both, or neither"),
         (("--out", "made", "--mm-per-px-x", 0.8, "--mm-per-line", 0), "--mm-per-line 0: it must be a number"),
     ],

@@ -119,7 +119,9 @@ def fit(
             f"{found.components} marks, a mask GAN is fitted from {FEWEST} on: outlines of the bank only"
         )
     if found.from_generic:
-        begun, recipe = common, replace(recipe, steps=FINE_TUNING_STEPS)
+        begun = common
+    if isinstance(begun, Generic):
+        recipe = replace(recipe, steps=FINE_TUNING_STEPS)
     if steps is not None:
         recipe = replace(recipe, steps=steps)
     steel = (
@@ -169,7 +171,13 @@ def _told(
     """What a fit calls after each step: the bar goes on, and each checkpoint is a line."""
     from rollsight.jobs import console
 
+    at = 0
+
     def tell(step: int, figures: dict[str, float]) -> None:
+        nonlocal at
+        if step > at + 1:
+            console.note(f"goes on after step {step - 1} of {recipe.steps}")
+        at = step
         on_done(step, recipe.steps)
         if step % recipe.checkpoint_every == 0:
             names = ("d_loss", "g_loss", "gap", "overfit", "gamma")
@@ -206,6 +214,7 @@ def generic(
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
     from rollsight.synth.fit_recipe import PRESETS
+    from rollsight.synth.generator import unfinished
     from rollsight.synth.generic import fit_generic, generic_data, save_generic
 
     if preset not in PRESETS:
@@ -220,7 +229,7 @@ def generic(
     found = generic_data([open_labels(path) for path in labels], recipe.size_px)
     for left_out, why in found.left_out.items():
         console.note(f"class {left_out!r} is not learned: {why}")
-    run = folder.with_name(f".{name}.fit")
+    run = unfinished(folder)
     with console.count_progress(f"fit {name}", "steps") as on_done:
         adversary = fit_generic(found, run, recipe, on_step=_told(recipe, on_done))
     made = save_generic(
@@ -281,8 +290,9 @@ def check(
         console.count_progress("cross-fitted segmenters", "steps") as on_step,
     ):
         found = check_set(made, open_labels(labels), Path(run), steps=steps, seed=seed, on_step=on_step)
-    page = page or made.with_name(f"{made.name}.check.html")
-    write_page(page, found, f"Check of {made.name}", seed)
+    folder = made.resolve()  # "." has no name
+    page = page or folder.with_name(f"{folder.name}.check.html")
+    write_page(page, found, f"Check of {folder.name}", seed)
     kept = write_kept(made, found, keep) if keep is not None else None
     if as_json:
         console.emit({**found.figures, "page": str(page), "written": kept})
@@ -332,7 +342,7 @@ def prove(
     from rollsight.inspect.labels import open_labels
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
-    from rollsight.synth.arms import RATIO
+    from rollsight.synth.arms import ARMS, RATIO, WITHOUT_GAN
     from rollsight.synth.draws import rarity
     from rollsight.synth.lift import summary
     from rollsight.synth.proof import Plan, Proof, write_summary
@@ -351,7 +361,8 @@ def prove(
     )
     proof = Proof(rarity(open_labels(labels), defect_class), plan, out / "work", out / "runs")
     proof.check("test")  # all that is missing is said before hours of work
-    if ratio is None:
+    added = any(ARMS[arm] for arm in plan.arms)
+    if ratio is None and added:
         if not any(sample.split == "val" for sample in proof.found.data.samples):
             raise UserError(f"{labels}: no val split to choose the ratio on: give --ratio", USAGE)
         proof.check("val")
@@ -360,15 +371,16 @@ def prove(
         counted = [0]
 
         def tell(what: str, step: int, of: int) -> None:
-            if step == of:
-                console.note(f"{what}: {of} steps")
+            if step in (1, of) or step % 100 == 0:
+                console.note(f"{what}: step {step} of {of}")
 
         def ran(_: object) -> None:
             counted[0] += 1
             on_run(counted[0], total)
 
+        on_run(0, total)
         if ratio is None:
-            ratio = float(proof.choose_ratio(tell)["ratio"])
+            ratio = float(proof.choose_ratio(tell)["ratio"]) if added else RATIO
         proof = replace(proof, plan=replace(plan, ratio=ratio))
         results = proof.results(tell, ran)
     rows = summary(results, proof.plan)
@@ -379,6 +391,10 @@ def prove(
     kept = [(one["arm"], one["draw"], one["iou"], one["f1_h"], one["fa_per_mpx"]) for one in results]
     found = [tuple("-" if value is None else value for value in row) for row in kept]
     console.show_table(f"{defect_class}, ratio {ratio:g}", ("arm", "draw", "IoU", "F1_H", "FA/Mpx"), found)
+    if not rows:
+        kinds = ("an arm without a GAN", "an arm with one")
+        lacking = kinds[any(arm in WITHOUT_GAN for arm in plan.arms)]
+        console.say(f"nothing is shown: --arms {arms} has not {lacking} to hold the others against")
     for row in rows:
         for figure, of in (("IoU", row), ("F1_H", row["f1_h"])):
             span = "no interval" if of["low"] is None else f"{of['low']:+.3f} to {of['high']:+.3f}"

@@ -125,13 +125,15 @@ def _make_folder(
     from rollsight.jobs import console
     from rollsight.synth.backgrounds import open_backgrounds
     from rollsight.synth.compose import make_data, make_sample
+    from rollsight.synth.realism import sample_digest
 
     paths, mm = steel
     grounds = open_backgrounds(paths, made_by.card.data_classes, made_by.card.held_groups, mm)
     if only is not None:
         known = _known_line(out, only)
         again = make_sample(made_by, grounds, order, only).provenance["sha256"]
-        _same_again("sample", only, again, known["sha256"], as_json=as_json)
+        found = sample_digest(out, known["image"])
+        _same_again("sample", only, again, known["sha256"], intact=found == again, as_json=as_json)
         return
     with console.count_progress(f"make {made_by.card.name}", "samples") as on_image:
         written, card = make_data(made_by, grounds, order, n, out, licence=licence, on_image=on_image)
@@ -159,18 +161,20 @@ def _make_roll(
     from rollsight.jobs import console
     from rollsight.synth.compose import Rejected
     from rollsight.synth.new_defect import defects_per_m, open_field, remake_defect
-    from rollsight.synth.planting import plant_roll
+    from rollsight.synth.planting import is_on, plant_roll
 
     into, new_roll = rolls
     field, path = open_field(made_by, plant.roll(into), order), plant.roll_path(new_roll)
     n = count if isinstance(count, int) else defects_per_m(field.roll, count)
     if only is not None:
         known = _known_line(path, only, new_roll)
+        intact = False
         try:
-            again = remake_defect(field, only, known["attempt"]).provenance["sha256"]
+            made = remake_defect(field, only, known["attempt"])
+            again, intact = made.provenance["sha256"], is_on(plant.roll(new_roll), field, made)
         except Rejected as reason:
             again = f"none ({reason})"
-        _same_again("defect", only, again, known["sha256"], as_json=as_json)
+        _same_again("defect", only, again, known["sha256"], intact=intact, as_json=as_json)
         return
     strip = field.roll.strip
     with (
@@ -209,14 +213,18 @@ def _known_line(made: Path, index: int, roll: str | None = None) -> dict[str, An
     return known[index]
 
 
-def _same_again(what: str, index: int, again: str, known: str, *, as_json: bool) -> None:
-    """Say that what was made again is what was made; UserError where it is not."""
+def _same_again(what: str, index: int, again: str, known: str, *, intact: bool, as_json: bool) -> None:
+    """Say that what was made again is what was made; UserError where it is not, or what lies there is not."""
     from rollsight.jobs import console
 
     if again != known:
         raise UserError(
             f"{what} {index} is another one: {again[:SHOWN]} instead of {known[:SHOWN]}: give the "
             "options, generator and steel that it was made with"
+        )
+    if not intact:
+        raise UserError(
+            f"{what} {index} was changed since it was made: its px are not those of its provenance"
         )
     if as_json:
         console.emit({"index": index, "sha256": again, "same": True})
