@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.models import SHIPPED, Model, open_model
-from rollsight.inspect.rolls import Roll, check_roll_id, open_roll, roll_path
-from rollsight.inspect.strips import is_plain_name
+from rollsight.inspect.rolls import Roll, open_roll, roll_path
+from rollsight.inspect.strips import check_name, is_plain_name
 
 MAX_YAML_BYTES = 1 << 20
 
@@ -30,13 +30,7 @@ class Plant:
 
     def generator_path(self, name: str) -> Path:
         """Where the generator of synthetic defects is, or would be; UserError for a name that leaves it."""
-        if not is_plain_name(name):
-            raise UserError(
-                f"generator {name[:80]!r} is not usable as a name: it must be 1 to 64 of A-Z a-z 0-9 . _ - "
-                "and start with a letter or digit",
-                USAGE,
-            )
-        return self._folder("generators") / name
+        return self._folder("generators") / check_name(name, "generator name")
 
     def roll_path(self, roll_id: str) -> Path:
         """Where the roll is, or would be; UserError for an id that could leave the folder."""
@@ -64,7 +58,7 @@ class Plant:
 
     def check_new_model(self, name: str) -> None:
         """Raise UserError where no model of that name can be put into the plant."""
-        check_roll_id(name)  # model names keep to the same letters
+        check_name(name, "model name")
         if name in SHIPPED or (self.models / name).exists():
             raise UserError(f"model {name!r} exists: choose another name", USAGE)
 

@@ -45,15 +45,20 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
-def check_roll_id(roll_id: str) -> str:
-    """Return `roll_id` if it can name a file and nothing else; else UserError with the usage exit code."""
-    if not is_plain_name(roll_id):
+def check_name(name: str, of: str) -> str:
+    """Return `name` if it can name a file and nothing else; else UserError (usage) that says `of` what."""
+    if not is_plain_name(name):
         raise UserError(
-            f"roll id {roll_id[:80]!r} is not usable: it must be 1 to 64 of A-Z a-z 0-9 . _ -"
+            f"{of} {name[:80]!r} is not usable: it must be 1 to 64 of A-Z a-z 0-9 . _ -"
             " and start with a letter or digit",
             USAGE,
         )
-    return roll_id
+    return name
+
+
+def check_roll_id(roll_id: str) -> str:
+    """`check_name` of a roll's id."""
+    return check_name(roll_id, "roll id")
 
 
 def strip_problem(strip: Strip) -> str | None:

@@ -86,7 +86,7 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys, monkeyp
             ("prove", "scratch", "--ratio", "0.1", "--out", "proof"),
             "1 synthetic crops beside 10 real ones, from 2 sets: give 0.2 or more",
         ),
-        (("fit", "scratch", "--name", "a/b"), "generator 'a/b' is not usable as a name"),
+        (("fit", "scratch", "--name", "a/b"), "generator name 'a/b' is not usable"),
         (("fit", "scratch", "--contrast-weight", "inf"), "contrast_weight is inf: a weight is a number"),
         (("prove", "scratch", "--arms", "real,magic", "--out", "proof"), "arm 'magic': it must be one of"),
     ],

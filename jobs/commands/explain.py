@@ -66,9 +66,10 @@ def _explain_defects(
 
     import pyarrow.parquet
     from rollsight.inspect.explain import explain_defect, picture
-    from rollsight.inspect.rolls import check_roll_id, write_durably
+    from rollsight.inspect.rolls import write_durably
+    from rollsight.inspect.strips import check_name
 
-    check_roll_id(run_id)  # a run's id keeps to the same letters
+    check_name(run_id, "run id")
     roll = plant.roll(roll_id)
     folder = plant.run(roll.roll_id, run_id)
     try:
