@@ -48,7 +48,12 @@ STEEL: dict[str, tuple[str, Plan]] = {
 # shipped one never saw a tile.
 TILES: dict[str, Any] = {"net": "fast", "attention": "cbam", "balanced": 0.4, "small_crops": 0.3}
 OF_TILES = Plan(
-    k=None, arms=FEW, arm=replace(FINE_TUNING, **TILES), base=replace(BASE, **TILES), begin="fast"
+    k=None,
+    arms=FEW,
+    arm=replace(FINE_TUNING, **TILES),
+    base=replace(BASE, **TILES),
+    base_steps=1100,
+    begin="fast",
 )
 PIECES = ("crack", "fray")
 

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from inspect import signature
 
 import pytest
 import zarr
 from PIL import Image
 from rollsight.inspect.errors import UserError
 from rollsight.jobs.cli import app
+from rollsight.jobs.commands.synth import prove
+from rollsight.synth.proof import Plan
 
 
 def inspect(*arguments: object) -> None:
@@ -97,6 +100,14 @@ def test_a_mistake_is_one_line(arguments, line, few_scenes, tmp_path, monkeypatc
     with pytest.raises(UserError, match=line):
         inspect("synth", *arguments, "--labels", few_scenes)
     assert not (tmp_path / "plant" / "generators" / "scratch").exists()
+
+
+def test_a_proof_takes_the_steps_of_its_plan_by_default():
+    asked = signature(prove).parameters
+
+    for name in ("k", "ratio", "steps", "base_steps", "fit_steps", "generic_steps", "samples"):
+        assert asked[name].default in (getattr(Plan(), name), None)
+    assert tuple(asked["arms"].default.split(",")) == Plan().arms
 
 
 def test_a_proof_without_val_asks_for_the_ratio(few_scenes, tmp_path):

@@ -321,8 +321,8 @@ def prove(
         float | None,
         typer.Option(help="Synthetic crops per real one. Default: the best of 0.2, 0.5 and 1 on val."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each arm.")] = 400,
-    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the net all arms begin from.")] = 1100,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each arm.")] = 600,
+    base_steps: Annotated[int, typer.Option(min=1, help="Steps of the net all arms begin from.")] = 4000,
     fit_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw's generator.")] = 500,
     generic_steps: Annotated[
         int, typer.Option(min=1, help="Steps of the generator of the other classes that it begins from.")
