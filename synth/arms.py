@@ -35,6 +35,8 @@ UNTIL = 0.9  # share of the steps in which synthetic crops are drawn
 SETTLING = 30  # batches of real crops that the norms take their statistics from in the end
 SAMPLES = 120  # of a synthetic set
 OWN_STEEL = 0.4  # of them that lie on the draw's own scenes of the class: its marks belong on such steel
+EVEN = 0.5  # threshold of the other classes, and of the rare one where val does not show it
+CHOICES = (0.1, 0.2, 0.3, 0.4, EVEN, 0.6, 0.7, 0.8, 0.9, 0.95)  # thresholds of the rare class
 RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
 RATIO = 0.5
 
@@ -218,15 +220,38 @@ def settled(net: nn.Module, base: LabelledData, rare: LabelledData, recipe: Reci
     return net.eval()
 
 
-def judged(net: nn.Module, data: LabelledData, rare: str) -> dict[str, Any]:
+def best_threshold(net: nn.Module, data: LabelledData, rare: str) -> float:
+    """The threshold of the rare class with the highest F1_H on real images, of CHOICES; the lowest of equals.
+
+    Synthetic crops make the class more frequent, so nets of other arms are sure of it at other thresholds:
+    one for all would tell the arms' shares of the class apart, not what they learned.
+    """
+    tallies = {choice: Tally(data.classes, A_MIN_PX) for choice in CHOICES}
+    net.eval()
+    for sample in data.samples:
+        image, truth = sample.read()
+        logits = net_logits(net, image)
+        argmax = logits.argmax(axis=0).astype(np.uint8)
+        for choice, tally in tallies.items():
+            tally.add(truth, argmax, decide(logits, _thresholds(data, rare, choice))[0], sample.group)
+    f1 = {choice: figures(tally, tally, rare)["f1_h"] or 0.0 for choice, tally in tallies.items()}
+    return max(CHOICES, key=lambda choice: f1[choice])
+
+
+def _thresholds(data: LabelledData, rare: str, threshold: float) -> tuple[float, ...]:
+    return tuple(threshold if name == rare else EVEN for name in data.classes)
+
+
+def judged(net: nn.Module, data: LabelledData, rare: str, threshold: float = EVEN) -> dict[str, Any]:
     """What a net finds on real images: figures, and for paired intervals the `counts` by group.
 
-    IoU is of the plain argmax, F1_H and alarms at thresholds of 0.5, without components under A_MIN_PX, as in
-    the table of a scan; alarms of the class are counted on images without it.
+    IoU is of the plain argmax; F1_H and alarms are at the threshold given, that of the other classes is 0.5,
+    without components under A_MIN_PX, as in the table of a scan. Alarms of the class are counted on images
+    without it.
     """
     whole, clean = (Tally(data.classes, A_MIN_PX) for _ in range(2))
     value = data.classes.index(rare) + 1
-    thresholds = (0.5,) * len(data.classes)
+    thresholds = _thresholds(data, rare, threshold)
     net.eval()
     for sample in data.samples:
         image, truth = sample.read()

@@ -29,6 +29,7 @@ from rollsight.synth.arms import (
     ARMS,
     BASE,
     BASE_CROPS,
+    EVEN,
     FINE_TUNING,
     GENERATORS,
     HARD,
@@ -41,6 +42,7 @@ from rollsight.synth.arms import (
     UNTIL,
     Trained,
     base_net,
+    best_threshold,
     crops_of,
     generator_of,
     is_edited,
@@ -66,6 +68,7 @@ ROW = (
     *("iou_by_class", "f1_h_by_class"),
 )
 DESIGN = 2  # to be raised where code, and not a recipe, changes what a run finds: all is then made anew
+JUDGING = 1  # as DESIGN, of the judging alone: runs are made anew, and nothing that they are made of
 TUNING_DRAW = 1000  # the draw on which the mixing ratio is chosen; no result is of it
 Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 
@@ -199,7 +202,8 @@ class Proof:
             else:
                 run = self.work / f"{name}-{settings['design']}"
                 net = self._trained(name, run, base, rare, [data for data, _ in added], draw, tell)
-            told = judged(net, self.found.held(split, draw), self.rare)
+            threshold = self._threshold(net)
+            told = judged(net, self.found.held(split, draw), self.rare, threshold)
             one = {
                 "data": self.found.data.root.name,
                 "rare_class": self.rare,
@@ -208,6 +212,7 @@ class Proof:
                 "draw": draw,
                 "gan_seed": seed if needs_generator(arm) else None,
                 "split": split,
+                "threshold": threshold,
                 "settings": settings,
                 "made_of": [made_of for _, made_of in added],
                 **told["figures"],
@@ -218,6 +223,14 @@ class Proof:
             }
             _put(path, one)
             return one
+
+    def _threshold(self, net: nn.Module) -> float:
+        """That of the rare class, from val; EVEN where a piece is left out, or no val image holds it."""
+        data, value = self.found.data, self.found.data.classes.index(self.rare) + 1
+        val = tuple(sample for sample in data.samples if sample.split == "val")
+        if isinstance(self.found, PieceOut) or not any((one.read()[1] == value).any() for one in val):
+            return EVEN
+        return best_threshold(net, LabelledData(data.root, data.classes, val), self.rare)
 
     def _trained(
         self,
@@ -268,7 +281,7 @@ class Proof:
         if needs_generator(arm):
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
         kinds = sorted({generator_of(method) for method in ARMS[arm]})
-        fixed = [BASE_CROPS, RARE_CROPS, UNTIL, SETTLING, OWN_STEEL, CANDIDATES]
+        fixed = [JUDGING, BASE_CROPS, RARE_CROPS, UNTIL, SETTLING, OWN_STEEL, CANDIDATES]
         parts = [told, fixed, asdict(plan.arm), self._base_key()]
         parts += [self._generator_key(kind) for kind in kinds]
         if any(method.endswith(HARD) for method in ARMS[arm]):

@@ -11,6 +11,7 @@ from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
 from rollsight.synth.arms import (
+    best_threshold,
     counts,
     crops_of,
     figures,
@@ -285,6 +286,29 @@ def test_what_a_scan_would_leave_out_of_its_table_is_no_alarm(few_scenes):
     two, three = (judged(Spot(px), data, "scratch")["figures"] for px in (2, 3))
 
     assert two["fa_per_mpx"] == 0 and three["fa_per_mpx"] > 0
+
+
+class Dark(torch.nn.Module):
+    """Gives dark px of an image p = 0.98 to be of the second class, and a spot in its middle 0.73."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(image), 3, *image.shape[2:])
+        logits[:, 1] = -9
+        logits[:, 2] = torch.where(image[:, 0] < 0.2, 4.0, -9.0)
+        y, x = image.shape[2] // 2, image.shape[3] // 2
+        logits[:, 2, y : y + 3, x : x + 3] = 1.0
+        return logits
+
+
+def test_the_threshold_is_the_lowest_of_those_with_the_best_f1(labelled_folder):
+    data = open_labels(labelled_folder).of_split("train")
+
+    threshold = best_threshold(Dark(), data, "scratch")
+
+    assert threshold == 0.8
+    low, high = (judged(Dark(), data, "scratch", of)["figures"] for of in (0.5, threshold))
+    assert high["f1_h"] == 1 > low["f1_h"] and high["fa_per_mpx"] == 0 < low["fa_per_mpx"]
+    assert high["iou"] == low["iou"]
 
 
 def test_an_arms_net_sees_an_image_as_evaluate_shows_it(small_model):
