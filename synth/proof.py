@@ -29,6 +29,7 @@ from rollsight.synth.arms import (
     ARMS,
     BASE,
     BASE_CROPS,
+    CHOICES,
     EVEN,
     FINE_TUNING,
     GENERATORS,
@@ -281,7 +282,7 @@ class Proof:
         if needs_generator(arm):
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
         kinds = sorted({generator_of(method) for method in ARMS[arm]})
-        fixed = [JUDGING, BASE_CROPS, RARE_CROPS, UNTIL, SETTLING, OWN_STEEL, CANDIDATES]
+        fixed = [JUDGING, CHOICES, BASE_CROPS, RARE_CROPS, UNTIL, SETTLING, OWN_STEEL, CANDIDATES]
         parts = [told, fixed, asdict(plan.arm), self._base_key()]
         parts += [self._generator_key(kind) for kind in kinds]
         if any(method.endswith(HARD) for method in ARMS[arm]):
