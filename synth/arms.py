@@ -36,7 +36,7 @@ SETTLING = 30  # batches of real crops that the norms take their statistics from
 SAMPLES = 120  # of a synthetic set
 OWN_STEEL = 0.4  # of them that lie on the draw's own scenes of the class: its marks belong on such steel
 EVEN = 0.5  # threshold of the other classes, and of the rare one where val does not show it
-CHOICES = (0.1, 0.3, EVEN, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # thresholds of the rare class
+CHOICES = (0.1, 0.3, EVEN, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # of the rare class
 RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
 RATIO = 0.5
 
