@@ -205,7 +205,7 @@ def two_clients(site: Site, *options: str) -> None:
 
 def poison_band(site: Site, *options: str) -> None:
     """One band always kills its process: it alone is left, and named; later the cause is gone."""
-    assert site.scan(*options, poison=POISON) == 3
+    assert site.scan(*options, poison=POISON) == 3, site.told
     assert len(site.receipts()) == BANDS - 1, site.told
     assert f"{POISON / 1000:.2f} to {(POISON + BAND_LINES) / 1000:.2f} m" in site.told, site.told
     assert site.scan("--workers", "1") == 0
