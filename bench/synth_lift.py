@@ -74,7 +74,10 @@ def main() -> None:
             if fnmatch.fnmatch(name, asked.only):
                 work(found, plan, until)
     told = finished()
-    missing, rows, lifts, folds = {}, [], [], []  # type: dict[str, int], list[Any], list[Any], list[Any]
+    missing: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    lifts: list[dict[str, Any]] = []
+    folds: list[dict[str, Any]] = []
     for name, (found, plan) in cases.items():
         wanted = sum(1 for _ in plan.runs())
         done = of_plan(told, Proof(found, with_ratio(found, plan), WORK, OUT))

@@ -101,11 +101,11 @@ def defects_per_m(roll: Roll, per_m: float) -> int:
     if roll.strip.mm_per_line is None:
         raise UserError(f"--per-m: roll {roll.roll_id} is in px: say how many with -n", USAGE)
     metres = roll.lines * roll.strip.mm_per_line / 1000
-    if not math.isfinite(per_m) or per_m * metres > MOST_DEFECTS:
+    if per_m * metres > MOST_DEFECTS:
         raise UserError(
             f"--per-m {per_m:g}: {metres:g} m would hold more than {MOST_DEFECTS:,}: give fewer", USAGE
         )
-    if round(per_m * metres) < 1:
+    if not (math.isfinite(per_m) and round(per_m * metres) >= 1):
         raise UserError(f"--per-m {per_m:g}: that is no defect on {metres:g} m: give more", USAGE)
     return round(per_m * metres)
 

@@ -139,8 +139,7 @@ class Proof:
         """UserError where there are too few scenes, or no image of a split has the class to judge by."""
         self.found.drawn(self.plan.k, self.plan.draws[0])
         held = self.found.held(split, self.plan.draws[0])
-        value = class_value(held.classes, self.rare, held.root)
-        if not any((sample.read()[1] == value).any() for sample in held.samples):
+        if not self._shown_by(held):
             raise UserError(f"{held.root}: no {split} image holds {self.rare}: nothing to judge by", USAGE)
 
     def results(self, tell: Tell, on_run: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
@@ -227,11 +226,16 @@ class Proof:
 
     def _threshold(self, net: nn.Module) -> float:
         """That of the rare class, from val; EVEN where a piece is left out, or no val image holds it."""
-        data, value = self.found.data, self.found.data.classes.index(self.rare) + 1
-        val = tuple(sample for sample in data.samples if sample.split == "val")
-        if isinstance(self.found, PieceOut) or not any((one.read()[1] == value).any() for one in val):
+        data = self.found.data
+        val = replace(data, samples=tuple(sample for sample in data.samples if sample.split == "val"))
+        if isinstance(self.found, PieceOut) or not self._shown_by(val):
             return EVEN
-        return best_threshold(net, LabelledData(data.root, data.classes, val), self.rare)
+        return best_threshold(net, val, self.rare)
+
+    def _shown_by(self, data: LabelledData) -> bool:
+        """Whether any image holds the rare class."""
+        value = class_value(data.classes, self.rare, data.root)
+        return any((sample.read()[1] == value).any() for sample in data.samples)
 
     def _trained(
         self,
@@ -291,7 +295,7 @@ class Proof:
 
     def _base_key(self) -> str:
         plan = self.plan
-        begun = _model(plan.begin, self.rare)[1] if plan.begin else ""
+        begun = open_model(plan.begin, Path()).hash if plan.begin else ""
         kind = type(self.found).__name__  # which scenes are without the class depends on it
         return short_hash(asdict(plan.base), plan.base_steps, begun, kind, _digest(self.found.data))
 
@@ -329,7 +333,7 @@ class Proof:
                     self.rare,
                     path.with_name(path.name.removesuffix(".safetensors")),
                     replace(plan.base, steps=plan.base_steps),
-                    begin=_model(plan.begin, self.rare)[0] if plan.begin else None,
+                    begin=_model(plan.begin, self.rare) if plan.begin else None,
                     on_step=lambda step, _: tell(f"{self.title}-base", step, plan.base_steps),
                 )
                 save_weights(path, trained.net)
@@ -442,12 +446,12 @@ def _digest(data: LabelledData) -> str:
     return data.digest()
 
 
-def _model(name: str, rare: str) -> tuple[Trained, str]:
-    """A model that never saw the class, and its hash; UserError for one that knows it."""
+def _model(name: str, rare: str) -> Trained:
+    """A model that never saw the class; UserError for one that knows it."""
     model = open_model(name, Path())
     if rare in model.card.classes:
         raise UserError(f"model {name} knows {rare}: a proof begins from a net that never saw it", USAGE)
-    return Trained(model.net(), model.card.classes), model.hash
+    return Trained(model.net(), model.card.classes)
 
 
 def _put(path: Path, one: Mapping[str, Any]) -> None:

@@ -189,10 +189,7 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
         (("--into", "S-1", "--as", "S-2", "-n", 5, "--per-m", 2), "-n with --per-m: take one of them"),
         (("--into", "S-9", "--as", "S-2"), "no roll 'S-9' in .*: there are S-1, dark"),
         (("--into", "S-1", "--as", "../S-2"), "roll id '../S-2' is not usable"),
-        (
-            ("--into", "S-1", "--as", "S-2", "--per-m", "nan"),
-            "--per-m nan: 1 m would hold more than 1,000,000: give fewer",
-        ),
+        (("--into", "S-1", "--as", "S-2", "--per-m", "nan"), "--per-m nan: that is no defect on 1 m"),
         (("--into", "dark", "--as", "S-2"), "roll dark has 2 lighting modes"),
         (("--into", "S-1", "--as", "S-2", "--place", "periodic"), "periodic with a pitch of 0 px"),
         (
