@@ -116,6 +116,26 @@ def test_workers_are_spawned_with_one_thread_per_library_and_their_memory_is_not
     assert CONFIG_LOCAL["distributed.worker.multiprocessing-method"] == "spawn"
 
 
+def test_processes_are_closed_once_dead_ones_are_back(monkeypatch, capfd):
+    """Dask fails at the closing of a worker in the midst of its restart, one time in 20 after a death."""
+    executor = local(2)
+    client, there = executor._client, []
+    closing = client.close
+
+    def close(*arguments: Any, **options: Any) -> Any:
+        there.append(len(client.nthreads()))
+        return closing(*arguments, **options)
+
+    monkeypatch.setattr(client, "close", close)
+    killed = min(client.run(os.getpid).values())
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(client.nthreads()) < 2)
+    executor.close()
+
+    assert there[0] == 2
+    assert capfd.readouterr().err == ""
+
+
 def test_nothing_listens_beyond_this_machine(two_processes):
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = [
