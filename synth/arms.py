@@ -36,7 +36,10 @@ SETTLING = 30  # batches of real crops that the norms take their statistics from
 SAMPLES = 120  # of a synthetic set
 OWN_STEEL = 0.4  # of them that lie on the draw's own scenes of the class: its marks belong on such steel
 EVEN = 0.5  # threshold of the other classes, and of the rare one where val does not show it
-CHOICES = (0.1, 0.3, EVEN, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # of the rare class
+CHOICES = (  # of the rare class; nets that learned from ten scenes again and again are sure of all they see
+    *(0.1, 0.3, EVEN, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998),
+    *(0.999, 0.9995, 0.9998, 0.9999, 0.99995, 0.99999),
+)
 RATIOS = (0.2, 0.5, 1.0)  # synthetic crops per real one
 RATIO = 0.5
 
@@ -91,6 +94,14 @@ class Trained:
 
     net: nn.Module
     classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Those of the rare class, one for each figure."""
+
+    px: float = EVEN  # IoU
+    components: float = EVEN  # F1_H and alarms
 
 
 def generator_of(method: str) -> str:
@@ -220,43 +231,47 @@ def settled(net: nn.Module, base: LabelledData, rare: LabelledData, recipe: Reci
     return net.eval()
 
 
-def best_threshold(net: nn.Module, data: LabelledData, rare: str) -> float:
-    """The threshold of the rare class with the highest F1_H on real images, of CHOICES; the lowest of equals.
+def best_thresholds(net: nn.Module, data: LabelledData, rare: str) -> Thresholds:
+    """The thresholds of the rare class with the highest IoU and F1_H on real images; the lowest of equals.
 
     Synthetic crops make the class more frequent, so nets of other arms are sure of it at other thresholds:
-    one for all would tell the arms' shares of the class apart, not what they learned.
+    one for all, or the plain argmax, would tell the arms' shares of the class apart, not what they learned.
     """
     tallies = {choice: Tally(data.classes, A_MIN_PX) for choice in CHOICES}
     net.eval()
     for sample in data.samples:
         image, truth = sample.read()
         logits = net_logits(net, image)
-        argmax = logits.argmax(axis=0).astype(np.uint8)
         for choice, tally in tallies.items():
-            tally.add(truth, argmax, decide(logits, _thresholds(data, rare, choice))[0], sample.group)
-    f1 = {choice: figures(tally, tally, rare)["f1_h"] or 0.0 for choice, tally in tallies.items()}
-    return max(CHOICES, key=lambda choice: f1[choice])
+            found = _decided(logits, data, rare, choice)
+            tally.add(truth, found, found, sample.group)
+    told = {choice: figures(tally, tally, rare) for choice, tally in tallies.items()}
+    px, components = (max(CHOICES, key=lambda choice: told[choice][key] or 0.0) for key in ("iou", "f1_h"))
+    return Thresholds(px, components)
 
 
-def _thresholds(data: LabelledData, rare: str, threshold: float) -> tuple[float, ...]:
-    return tuple(threshold if name == rare else EVEN for name in data.classes)
+def _decided(
+    logits: NDArray[np.float32], data: LabelledData, rare: str, threshold: float
+) -> NDArray[np.uint8]:
+    return decide(logits, tuple(threshold if name == rare else EVEN for name in data.classes))[0]
 
 
-def judged(net: nn.Module, data: LabelledData, rare: str, threshold: float = EVEN) -> dict[str, Any]:
+def judged(
+    net: nn.Module, data: LabelledData, rare: str, thresholds: Thresholds | None = None
+) -> dict[str, Any]:
     """What a net finds on real images: figures, and for paired intervals the `counts` by group.
 
-    IoU is of the plain argmax; F1_H and alarms are at the threshold given, that of the other classes is 0.5,
-    without components under A_MIN_PX, as in the table of a scan. Alarms of the class are counted on images
-    without it.
+    IoU is of the mask at one threshold, F1_H and alarms are of that at another, without components under
+    A_MIN_PX, as in the table of a scan. Alarms of the class are counted on images without it.
     """
+    thresholds = thresholds or Thresholds()
     whole, clean = (Tally(data.classes, A_MIN_PX) for _ in range(2))
     value = data.classes.index(rare) + 1
-    thresholds = _thresholds(data, rare, threshold)
     net.eval()
     for sample in data.samples:
         image, truth = sample.read()
         logits = net_logits(net, image)
-        maps = (logits.argmax(axis=0).astype(np.uint8), decide(logits, thresholds)[0])
+        maps = [_decided(logits, data, rare, of) for of in (thresholds.px, thresholds.components)]
         whole.add(truth, *maps, sample.group)
         if not (truth == value).any():
             clean.add(truth, *maps, sample.group)

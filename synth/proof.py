@@ -30,7 +30,6 @@ from rollsight.synth.arms import (
     BASE,
     BASE_CROPS,
     CHOICES,
-    EVEN,
     FINE_TUNING,
     GENERATORS,
     HARD,
@@ -41,9 +40,10 @@ from rollsight.synth.arms import (
     SAMPLES,
     SETTLING,
     UNTIL,
+    Thresholds,
     Trained,
     base_net,
-    best_threshold,
+    best_thresholds,
     crops_of,
     generator_of,
     is_edited,
@@ -69,7 +69,7 @@ ROW = (
     *("iou_by_class", "f1_h_by_class"),
 )
 DESIGN = 2  # to be raised where code, and not a recipe, changes what a run finds: all is then made anew
-JUDGING = 1  # as DESIGN, of the judging alone: runs are made anew, and nothing that they are made of
+JUDGING = 2  # as DESIGN, of the judging alone: runs are made anew, and nothing that they are made of
 TUNING_DRAW = 1000  # the draw on which the mixing ratio is chosen; no result is of it
 Tell = Callable[[str, int, int], None]  # what is being done, step, steps
 
@@ -202,8 +202,8 @@ class Proof:
             else:
                 run = self.work / f"{name}-{settings['design']}"
                 net = self._trained(name, run, base, rare, [data for data, _ in added], draw, tell)
-            threshold = self._threshold(net)
-            told = judged(net, self.found.held(split, draw), self.rare, threshold)
+            thresholds = self._thresholds(net)
+            told = judged(net, self.found.held(split, draw), self.rare, thresholds)
             one = {
                 "data": self.found.data.root.name,
                 "rare_class": self.rare,
@@ -212,7 +212,7 @@ class Proof:
                 "draw": draw,
                 "gan_seed": seed if needs_generator(arm) else None,
                 "split": split,
-                "threshold": threshold,
+                "thresholds": asdict(thresholds),
                 "settings": settings,
                 "made_of": [made_of for _, made_of in added],
                 **told["figures"],
@@ -224,13 +224,13 @@ class Proof:
             _put(path, one)
             return one
 
-    def _threshold(self, net: nn.Module) -> float:
-        """That of the rare class, from val; EVEN where a piece is left out, or no val image holds it."""
+    def _thresholds(self, net: nn.Module) -> Thresholds:
+        """Those of the rare class, from val; EVEN where a piece is left out, or no val image holds it."""
         data = self.found.data
         val = replace(data, samples=tuple(sample for sample in data.samples if sample.split == "val"))
         if isinstance(self.found, PieceOut) or not self._shown_by(val):
-            return EVEN
-        return best_threshold(net, val, self.rare)
+            return Thresholds()
+        return best_thresholds(net, val, self.rare)
 
     def _shown_by(self, data: LabelledData) -> bool:
         """Whether any image holds the rare class."""

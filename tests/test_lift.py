@@ -11,7 +11,8 @@ from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.metrics import Tally
 from rollsight.synth.arms import (
-    best_threshold,
+    Thresholds,
+    best_thresholds,
     counts,
     crops_of,
     figures,
@@ -300,15 +301,17 @@ class Dark(torch.nn.Module):
         return logits
 
 
-def test_the_threshold_is_the_lowest_of_those_with_the_best_f1(labelled_folder):
+def test_the_thresholds_are_the_lowest_of_those_with_the_best_figures(labelled_folder):
     data = open_labels(labelled_folder).of_split("train")
 
-    threshold = best_threshold(Dark(), data, "scratch")
+    best = best_thresholds(Dark(), data, "scratch")
 
-    assert threshold == 0.8
-    low, high = (judged(Dark(), data, "scratch", of)["figures"] for of in (0.5, threshold))
+    assert best == Thresholds(px=0.8, components=0.8)
+    low, high = (judged(Dark(), data, "scratch", of)["figures"] for of in (Thresholds(), best))
     assert high["f1_h"] == 1 > low["f1_h"] and high["fa_per_mpx"] == 0 < low["fa_per_mpx"]
-    assert high["iou"] == low["iou"]
+    assert high["iou"] > low["iou"]
+    apart = judged(Dark(), data, "scratch", Thresholds(px=0.8))["figures"]
+    assert apart["iou"] == high["iou"] and apart["f1_h"] == low["f1_h"]
 
 
 def test_an_arms_net_sees_an_image_as_evaluate_shows_it(small_model):
