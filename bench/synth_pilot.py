@@ -31,7 +31,10 @@ RARE = ("scratches", "inclusion")
 PLAN = Plan(
     k=10,
     draws=tuple(TUNING_DRAW + i for i in range(3)),
-    arms=("real", "paste", "gan", "free", "degraded", "both", "pixel", "paste_hard", "free_hard"),
+    arms=(
+        *("real", "paste", "gan", "paste_varied", "gan_varied", "free", "degraded", "pixel", "both"),
+        *("paste_hard", "free_hard"),
+    ),
     ratio=0.5,
 )
 HELD_AGAINST = "paste"

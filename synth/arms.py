@@ -58,9 +58,13 @@ ARMS: dict[str, tuple[str, ...]] = {
     "paste_hard": ("paste_hard",),
     "free_hard": ("free_hard",),
     "pixel": ("pixel",),
+    "paste_varied": ("paste_varied",),
+    "gan_varied": ("gan_varied",),
 }
-WITHOUT_GAN = ("real", "paste", "poisson", "degraded", "paste_hard")
+WITHOUT_GAN = ("real", "paste", "poisson", "degraded", "paste_hard", "paste_varied")
 HARD = "_hard"  # of a method: the samples that the draw's net of *real* finds hardest
+VARIED = "_varied"  # of a method: its marks are varied VARIETY times as far
+VARIETY = 2.0
 GENERATORS: dict[str, dict[str, Any]] = {
     "gan": {},
     "whole": {"whole": True},
@@ -104,9 +108,14 @@ class Thresholds:
     components: float = EVEN  # F1_H and alarms
 
 
+def plain_method(method: str) -> str:
+    """A method without what its samples are chosen or varied by."""
+    return method.removesuffix(HARD).removesuffix(VARIED)
+
+
 def generator_of(method: str) -> str:
     """The generator whose marks a method draws: plain pastes draw those of *gan*."""
-    plain = method.removesuffix(HARD)
+    plain = plain_method(method)
     if plain in GENERATORS:
         return plain
     return "free" if plain == "degraded" else "gan"
@@ -114,7 +123,7 @@ def generator_of(method: str) -> str:
 
 def is_edited(method: str) -> bool:
     """Whether a method's samples are an editor's: then they depend on its fit."""
-    return method.removesuffix(HARD) in GENERATORS
+    return plain_method(method) in GENERATORS
 
 
 def needs_generator(arm: str) -> set[str]:
@@ -171,9 +180,10 @@ def synthetic(
     scenes of the class, whose labelled px stay free.
     """
     if not folder.is_dir():
-        drawn_by = "gan" if is_edited(method) else method.removesuffix(HARD)
+        drawn_by = "gan" if is_edited(method) else plain_method(method)
         steel = Backgrounds(read_scenes(base), [], base.classes, read_scenes(rare), OWN_STEEL)
-        order = Order(seed=seed, method=drawn_by)
+        variety = VARIETY if method.endswith(VARIED) else 1.0
+        order = Order(seed=seed, method=drawn_by, variety=variety)
         make = choose(generator, steel, order) if choose else None
         make_data(generator, steel, order, samples, folder, make=make)
     return open_labels(folder)

@@ -24,7 +24,7 @@ from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.degraded import VISIBLE, contrast_at, degraded, surroundings
 from rollsight.synth.gan import SEEN_PX
 from rollsight.synth.generator import METHODS, Generator, kept_contrast
-from rollsight.synth.mask_bank import OUTLINES, Bools, Deformation, Mark, MaskBank, Plane, narrow
+from rollsight.synth.mask_bank import OUTLINES, VARIETY, Bools, Deformation, Mark, MaskBank, Plane, narrow
 from rollsight.synth.mask_gan import FEWEST
 from rollsight.synth.patches import PixelMm
 from rollsight.synth.placing import STEEL_CHOICE, Density, find_place, gray_around, pasted
@@ -47,12 +47,17 @@ class Order:
     most_marks: int = MOST_MARKS
     density: Density = field(default_factory=Density)
     outlines: str = "both"  # of the bank, of the mask GAN where there is one, or both
+    variety: float = 1.0  # how far marks are varied, of what is usual (`MaskBank.draw`)
 
     def __post_init__(self) -> None:
         if self.outlines not in OUTLINES:
             raise UserError(f"outlines {self.outlines!r}: it must be one of {', '.join(OUTLINES)}", USAGE)
         if self.method not in METHODS:
             raise UserError(f"method {self.method!r}: it must be one of {', '.join(METHODS)}", USAGE)
+        if not VARIETY[0] <= self.variety <= VARIETY[1]:
+            raise UserError(
+                f"variety {self.variety:g}: it must be {VARIETY[0]:g} to {VARIETY[1]:g}, 1 is usual", USAGE
+            )
         if not 1 <= self.most_marks <= MANY_MARKS or self.seed < 0:
             raise UserError(
                 f"{self.most_marks} marks on a sample, seed {self.seed}: 1 to {MANY_MARKS}, and 0 or more",
@@ -66,6 +71,7 @@ class Order:
             "most_marks": self.most_marks,
             "density": self.density.to_json(),
             "outlines": self.outlines,
+            "variety": self.variety,
         }
 
 
@@ -113,7 +119,7 @@ def starts_degraded(generator: Generator, order: Order) -> float:
 
 def draw(bank: MaskBank, order: Order, rng: np.random.Generator) -> tuple[int, Deformation]:
     """A mark and its deformation; Rejected where the order asks for a made outline and none is good."""
-    number, how = bank.draw(rng, order.outlines)
+    number, how = bank.draw(rng, order.outlines, order.variety)
     if order.outlines == "gan" and how.outline < 0:
         raise Rejected("no outline")
     return number, how

@@ -73,6 +73,7 @@ OF_PROVENANCE = {
     "sha256": (TEXT, "Of what was made."),
     "order.seed": (WHOLE, "Seed of the set."),
     "order.method": (TEXT, "gan, paste, poisson or degraded."),
+    "order.variety": (NUMBER, "How far its defects are varied, of what is usual."),
     "background.name": (TEXT, "Image or roll that the steel is of."),
     "background.group": (TEXT, "Its group."),
     "background.y": (WHOLE, "First line of the steel in it."),

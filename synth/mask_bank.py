@@ -29,6 +29,9 @@ TILT = 0.06  # rad: limit of the turn
 BEND = 0.02  # of the length: how far the middle of a mark is moved sideways, at most
 WOBBLE_PX = 0.35  # of elastic displacement, correlated over 16 px
 BLEND_SHARE = 0.25  # of the marks that take up to half of their outline from another
+OWN_SIZE = 0.5  # how much of its own size a mark keeps, or its texture would be magnified too far
+GAIN = 0.35  # spread of the logarithm of what a contrast is multiplied with, for each doubling of the variety
+VARIETY = (0.5, 4.0)  # limits of it: 1 is as measured, at 4 nothing of the mark's own size is left
 ALIKE = 0.35  # largest difference of the logarithms of `_shape` for that, and of a box's sides for the next
 OUTLINES = ("both", "bank", "gan")  # where outlines come from
 MADE_SHARE = 0.5  # of the marks that are drawn with a made outline, beside the bank's own
@@ -73,6 +76,7 @@ class Deformation:
     outline: int = -1  # seed of an outline of the mask GAN that takes the place of the mark's own, -1: none
     boxed_as: int = -1  # mark of the bank for whose box and ends that outline was made
     refused: int = 0  # outlines refused before this one
+    gain: float = 1.0  # what its contrast is multiplied with
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -146,9 +150,13 @@ class MaskBank:
         along, across = mark.mm if self.in_mm and mark.mm is not None else (1.0, 1.0)
         return float(np.log(np.sqrt(mark.inside.sum() * along * across)))
 
-    def draw(self, rng: np.random.Generator, outlines: str = "both") -> tuple[int, Deformation]:
+    def draw(
+        self, rng: np.random.Generator, outlines: str = "both", variety: float = 1.0
+    ) -> tuple[int, Deformation]:
         """A mark by number, and a deformation that brings it to a size of the class's own distribution.
 
+        variety: how much farther than at 1 a mark may go from itself: in size, proportions, outline, and, at
+        1 not at all, in contrast; never in direction.
         outlines: `bank` those of the marks, `gan` made ones, `both` some of each. A made one is drawn for the
         box of one mark and worn by that one whose outline is most like it. Where none is, or MADE_TRIES were
         refused, the deformation has none.
@@ -163,10 +171,10 @@ class MaskBank:
                     break
         own = self._log_side(self.marks[number])
         wanted = rng.normal(*self.log_side)
-        # Half way: a mark keeps some of its own size, or its texture would be magnified too far.
-        scale = float(np.clip(np.exp(0.5 * (wanted - own)), *SCALES))
-        stretch = float(np.exp(np.clip(rng.normal(0, STRETCH), -2 * STRETCH, 2 * STRETCH)))
-        sizes = np.clip([scale * stretch, scale / stretch], *SCALES)
+        scales = np.power(SCALES, variety)
+        scale = float(np.clip(np.exp(OWN_SIZE ** (1 / variety) * (wanted - own)), *scales))
+        stretch = float(np.exp(variety * np.clip(rng.normal(0, STRETCH), -2 * STRETCH, 2 * STRETCH)))
+        sizes = np.clip([scale * stretch, scale / stretch], *scales)
         # What both borders cut off went on beyond them: shorter it would end where no mark of its kind does.
         cut = self.marks[number].cut
         sizes[[cut[0] and cut[1], cut[2] and cut[3]]] = 1.0
@@ -181,9 +189,11 @@ class MaskBank:
         )
         if made:
             how = replace(how, outline=made[0], boxed_as=made[1], refused=made[2])
-        elif rng.random() < BLEND_SHARE and (alike := self._alike(number)):
+        elif rng.random() < BLEND_SHARE * variety and (alike := self._alike(number)):
             partner = alike[int(rng.integers(len(alike)))]
             how = replace(how, partner=partner, share=float(rng.uniform(0.2, 0.5)))
+        if (spread := GAIN * float(np.log2(variety))) > 0:
+            how = replace(how, gain=float(np.exp(np.clip(rng.normal(0, spread), -2 * spread, 2 * spread))))
         return number, how
 
     def _alike(self, number: int) -> list[int]:
@@ -209,7 +219,7 @@ class MaskBank:
             mark = dressing
         elif how.partner >= 0:
             mark = _with_outline(mark, self.marks[how.partner], how.share)
-        return deform(mark, how)
+        return _amplified(deform(mark, how), how.gain)
 
     def _wearer(self, seed: int, boxed_as: int) -> int | None:
         """The mark of the same ends and much the same box whose outline is most like a made one.
@@ -297,6 +307,16 @@ def deform(mark: Mark, how: Deformation) -> Mark:
         own=own | inside,
         cut=(top, bottom, left, right),
     )
+
+
+def _amplified(mark: Mark, gain: float) -> Mark:
+    """The mark with its contrast to the steel around it multiplied, fading as a paste's ring does."""
+    around = mark.own & ~mark.inside
+    if gain == 1 or not around.any():
+        return mark
+    fade = (1 - ndimage.distance_transform_edt(~mark.inside) / RING).clip(0, 1)
+    change = (gain - 1) * fade * (mark.image - mark.image[around].mean())
+    return replace(mark, image=(mark.image + change).clip(0, 1).astype(np.float32))
 
 
 def _with_outline(mark: Mark, other: Mark, share: float) -> Mark:

@@ -40,6 +40,8 @@ from rollsight.synth.arms import (
     SAMPLES,
     SETTLING,
     UNTIL,
+    VARIED,
+    VARIETY,
     Thresholds,
     Trained,
     base_net,
@@ -291,6 +293,8 @@ class Proof:
         parts += [self._generator_key(kind) for kind in kinds]
         if any(method.endswith(HARD) for method in ARMS[arm]):
             parts.append(self.settings("real"))
+        if any(VARIED in method for method in ARMS[arm]):
+            parts.append(VARIETY)
         return told | {"design": short_hash(*parts)}
 
     def _base_key(self) -> str:

@@ -1,10 +1,14 @@
 """Marks and how they are varied: direction kept, never under 2 px, at home where their scene ended."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from rollsight.inspect.augment import RING
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import IGNORE
-from rollsight.synth.mask_bank import Deformation, MaskBank, deform, dressed, marks_of, narrow
+from rollsight.synth.degraded import contrast_at
+from rollsight.synth.mask_bank import BEND, TILT, Deformation, MaskBank, deform, dressed, marks_of, narrow
 from rollsight.synth.patches import Scene
 from rollsight.synth.placing import Density, by_gradients, find_place, pasted
 from scipy import ndimage
@@ -79,6 +83,34 @@ def test_deformations_keep_the_direction_and_2_px(bank):
         assert np.ptp(ys) > 3 * np.ptp(xs)  # a scratch along the strip stays one
         assert mark.cut[0] != mark.cut[1] and (mark.cut[1] == how.flip_y)
         assert mark.inside[0 if mark.cut[0] else -1].any()  # and still ends at the border
+
+
+def test_variety_goes_farther_in_size_proportions_and_contrast_and_not_in_direction(bank):
+    def drawn(variety: float) -> list[Deformation]:
+        rng = np.random.default_rng(3)
+        return [bank.draw(rng, variety=variety)[1] for _ in range(200)]
+
+    less, usual, more = drawn(0.5), drawn(1.0), drawn(2.0)
+
+    def spread(of: list[Deformation]) -> float:
+        return float(np.std([np.log(one.scale_y / one.scale_x) for one in of]))
+
+    assert spread(less) < 0.6 * spread(usual) < 0.4 * spread(more)
+    assert {one.gain for one in less + usual} == {1.0}
+    gains = np.log([one.gain for one in more])
+    assert 0.2 < gains.std() < 0.4 and np.abs(gains).max() <= 0.71
+    assert max(abs(one.tilt) for one in more) <= TILT and max(abs(one.bend) for one in more) <= BEND
+
+
+def test_gain_multiplies_the_contrast_and_fades_around_the_mark(bank):
+    [usual, half] = [bank.deformed(0, replace(STILL, gain=gain)) for gain in (1.0, 0.5)]
+
+    np.testing.assert_array_equal(half.inside, usual.inside)
+    assert contrast_at(half.image, half.inside) == pytest.approx(
+        contrast_at(usual.image, usual.inside) / 2, abs=0.01
+    )
+    changed = half.image != usual.image
+    assert not changed[ndimage.distance_transform_edt(~usual.inside) > RING].any()
 
 
 def test_the_same_deformation_is_the_same_mark(bank):

@@ -199,6 +199,7 @@ def test_defects_into_a_roll_as_a_new_one_and_one_of_them_again(fitted, capsys):
         (("--into", "S-1", "--as", "S-2", "-n", 10**12), "1000000000000 defects: give 1 to 1,000,000"),
         (("--into", "S-1", "--as", "S-2", "--per-m", 1e300), "--per-m 1e\\+300: 1 m would hold more than"),
         (("--out", "made", "--marks", 1000), "1000 marks on a sample, seed 0: 1 to 50"),
+        (("--out", "made", "--variety", 9), "variety 9: it must be 0.5 to 4, 1 is usual"),
         (("--out", "made", "--lane", 0.3), "placement anywhere, a lane at 0.3: lane and periodic have one"),
         (("--out", "made", "--mm-per-px-x", 0.8), "--mm-per-px-x and --mm-per-line: give both, or neither"),
         (("--out", "made", "--mm-per-px-x", 0.8, "--mm-per-line", 0), "--mm-per-line 0: it must be a number"),

@@ -314,7 +314,7 @@ def prove(
         str,
         typer.Option(
             help="Of real, paste, poisson, gan, both, whole, no_contrast, free, degraded, paste_hard, "
-            "free_hard, pixel."
+            "free_hard, pixel, paste_varied, gan_varied."
         ),
     ] = "real,paste,poisson,gan,both",
     ratio: Annotated[

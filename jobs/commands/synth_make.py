@@ -41,6 +41,9 @@ def make(
         Literal["both", "bank", "gan"],
         typer.Option(help="Outlines of labelled defects, of the mask GAN, or both where there is one."),
     ] = "both",
+    variety: Annotated[
+        float, typer.Option(help="How far defects are varied in size, shape and contrast: 0.5 to 4.")
+    ] = 1.0,
     marks: Annotated[
         int | None, typer.Option(min=1, help="New defects on a sample, at most. Default: 2.")
     ] = None,
@@ -92,7 +95,7 @@ def make(
         raise UserError("-n with --per-m: take one of them", USAGE)
     plant = open_plant(home)
     made_by = open_generator(plant.generator_path(generator))
-    order = Order(seed, method, marks or MOST_MARKS, Density(place, lane, pitch_px), outlines)
+    order = Order(seed, method, marks or MOST_MARKS, Density(place, lane, pitch_px), outlines, variety)
     if out is not None:
         steel = (backgrounds or [], mm)
         _make_folder(made_by, order, steel, n or DEFAULT_N, out, licence, only, as_json=as_json)
