@@ -1,10 +1,12 @@
 """Which arm is worth the big proof? Short runs, judged on val alone: a queue that goes on where it stopped.
 
-    python bench/synth_pilot.py --data DIR [--only CLASS] [--arms A,B] [--threads 1] [--minutes N] [--list]
+    python bench/synth_pilot.py --data DIR [--only CLASS] [--arms A,B] [--draws N] [--threads 1]
+        [--minutes N] [--list]
 
-Ten scenes a class, three draws that the proof does not have, a ratio of 0.5; nothing is judged on test. A
-run leaves one JSON in results/synth_pilot/, nets and sets lie where those of synth_lift.py do. Several of
-these may run at once, best one for each class. Each ends with results/synth_pilot.json of all runs there are.
+Ten scenes a class, three draws that the proof does not have, as many synthetic crops as real ones; nothing is
+judged on test. A run leaves one JSON in results/synth_pilot/, nets and sets lie where those of synth_lift.py
+do. Several of these may run at once, best one for each class. Each ends with results/synth_pilot.json of all
+runs there are.
 """
 
 import argparse
@@ -35,7 +37,7 @@ PLAN = Plan(
         *("real", "paste", "gan", "paste_varied", "gan_varied", "free", "degraded", "pixel", "both"),
         *("paste_hard", "free_hard"),
     ),
-    ratio=0.5,
+    ratio=1.0,
 )
 HELD_AGAINST = "paste"
 
@@ -45,20 +47,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("ROLLSIGHT_DATA", "../shared/data"))
     parser.add_argument("--only", choices=RARE, help="one of the classes")
     parser.add_argument("--arms", help="other arms than these, with commas")
+    parser.add_argument("--draws", type=int, default=len(PLAN.draws), help="the first so many of them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="begin no further run after so long")
     parser.add_argument("--list", action="store_true", help="tell what there is, and make nothing")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     until = time.monotonic() + 60 * asked.minutes if asked.minutes else None
-    plan = replace(PLAN, arms=tuple(asked.arms.split(","))) if asked.arms else PLAN
+    plan = replace(PLAN, draws=PLAN.draws[: asked.draws])
+    if asked.arms:
+        plan = replace(plan, arms=tuple(asked.arms.split(",")))
     data = open_labels(Path(asked.data) / "neu_clean")
     proofs = {rare: Proof(rarity(data, rare), plan, WORK, OUT) for rare in RARE}
     if not asked.list:
         for rare in [asked.only] if asked.only else RARE:
             work(proofs[rare], until)
     every = finished()
-    told = [one for proof in proofs.values() for one in of_plan(every, proof)]
+    told = [one for proof in proofs.values() for one in of_plan(every, replace(proof, plan=PLAN))]
     rows = [row for rare in RARE for row in compared([one for one in told if one["rare_class"] == rare])]
     for row in rows:
         print(shown(row))

@@ -102,11 +102,7 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
     above that of the best arm, as far as an image is free of the class. `goal`: IoU or F1 is shown, and
     gains GOAL or more. `other_classes`: what the others gain or lose. `recall_by_size`: over shared draws.
     """
-    arms: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in results:
-        arms[one["arm"]].append(one)
-    runs = {arm: as_runs(found) for arm, found in arms.items()}
-    missing = {arm for arm, draw, seed in plan.runs() if len(runs.get(arm, {}).get(draw, ())) <= seed}
+    arms, runs, missing = _by_arm(results, plan)
     plain = [name for name in WITHOUT_GAN if name in plan.arms]
     rows = []
     for arm in [name for name in plan.arms if name not in WITHOUT_GAN]:
@@ -132,6 +128,32 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
                 },
             }
         )
+    return rows
+
+
+def _by_arm(
+    results: Sequence[Mapping[str, Any]], plan: Plan
+) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, Runs], set[str]]:
+    """Results and runs by arm, and the arms of the plan of which runs are missing."""
+    arms: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in results:
+        arms[one["arm"]].append(one)
+    runs = {arm: as_runs(found) for arm, found in arms.items()}
+    missing = {arm for arm, draw, seed in plan.runs() if len(runs.get(arm, {}).get(draw, ())) <= seed}
+    return arms, runs, missing
+
+
+def over_real(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Of one plan's runs: what each arm gains over *real*, as a row of `summary` tells it of the best arm."""
+    arms, runs, missing = _by_arm(results, plan)
+    rows = []
+    for arm in plan.arms:
+        if arm == "real" or not set(runs.get("real", ())) & set(runs.get(arm, ())):
+            continue
+        complete = not missing & {arm, "real"}
+        told = {figure: _held_against(arm, ["real"], runs, figure, complete) for figure in ("iou", "f1_h")}
+        first = arms[arm][0]
+        rows.append({key: first[key] for key in ("data", "rare_class", "k", "arm")} | told)
     return rows
 
 

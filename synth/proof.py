@@ -84,6 +84,7 @@ class Plan:
     draws: tuple[int, ...] = (0, 1, 2, 3)
     arms: tuple[str, ...] = ("real", "paste", "poisson", "gan", "both")
     gan_seeds: Mapping[int, int] = field(default_factory=dict)  # draw -> fits of its generator, 1 by default
+    refitted: tuple[str, ...] = ("gan",)  # arms that have more than one; the others have the first fit
     ratio: float = RATIO  # synthetic crops per real one
     steps: int = FINE_TUNING.steps  # of each arm
     base_steps: int = BASE.steps
@@ -99,6 +100,8 @@ class Plan:
         for arm in self.arms:
             needs_generator(arm)
             crops_of(len(ARMS[arm]), self.ratio)
+        if plain := [arm for arm in self.refitted if not needs_generator(arm)]:
+            raise UserError(f"arm {plain[0]} has no generator of its own to fit again", USAGE)
         if not self.draws or len(set(self.draws)) != len(self.draws) or min(self.draws) < 0:
             raise UserError(f"draws {self.draws}: give different whole numbers from 0", USAGE)
         if min(self.steps, self.base_steps, self.fit_steps, self.generic_steps, self.samples) < 1:
@@ -108,7 +111,7 @@ class Plan:
         """Arm, draw and seed of the fit of all its runs, draw by draw."""
         for draw in self.draws:
             for arm in self.arms:
-                for seed in range(self.gan_seeds.get(draw, 1) if needs_generator(arm) else 1):
+                for seed in range(self.gan_seeds.get(draw, 1) if arm in self.refitted else 1):
                     yield arm, draw, seed
 
 
@@ -478,12 +481,17 @@ def _held(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def write_summary(
-    folder: Path, plan: Plan, results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+    folder: Path,
+    plan: Plan,
+    results: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    gains: Sequence[Mapping[str, Any]],
 ) -> None:
     """summary.json: the plan, the runs without their counts, and what is shown."""
     told = {
         "plan": json.loads(json.dumps(asdict(plan))),
         "rows": [{name: one[name] for name in ROW} for one in results],
         "summary": list(rows),
+        "over_real": list(gains),
     }
     _put(folder / "summary.json", told)

@@ -1,6 +1,7 @@
 """The proof's arithmetic: draws that nest, paired intervals with known answers, nothing shown by chance."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from rollsight.synth.arms import (
     net_logits,
 )
 from rollsight.synth.draws import piece_out, rarity
-from rollsight.synth.lift import OF_CLASS, lift, summary
+from rollsight.synth.lift import OF_CLASS, lift, over_real, summary
 from rollsight.synth.proof import Plan
 from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
@@ -120,6 +121,22 @@ def test_a_gan_is_held_against_the_best_arm_without_one():
     assert not same["shown"] and not louder["shown"]
     assert (louder["fa_per_mpx"]["best"], louder["fa_per_mpx"]["gan"]) == pytest.approx((100, 200))
     assert louder["fa_per_mpx"]["difference"] == pytest.approx(100)
+
+
+def test_every_arm_is_held_against_real_only_too():
+    results = [
+        result(arm, d, hits) for arm, hits in (("real", 50), ("paste", 60), ("gan", 45)) for d in range(3)
+    ]
+
+    told = over_real(results, plan_of(range(3), "real", "paste", "gan"))
+
+    assert [row["arm"] for row in told] == ["paste", "gan"]
+    for row, gain, shown in zip(told, (0.1, -0.05), (True, False), strict=True):
+        assert row["iou"]["best_without_gan"] == "real" and row["iou"]["draws"] == 3
+        assert row["iou"]["difference"] == pytest.approx(gain) and row["iou"]["shown"] is shown
+    [without_its_last] = over_real(results[:5], plan_of(range(3), "real", "paste"))
+    assert without_its_last["iou"]["draws"] == 2 and not without_its_last["iou"]["shown"]
+    assert over_real(results[3:], plan_of(range(3), "real", "paste", "gan")) == []
 
 
 def test_alarms_may_be_more_by_a_twentieth_in_the_mean_and_no_further_whatever_their_interval():
@@ -328,7 +345,11 @@ def test_a_plan_counts_its_runs_and_refuses_what_it_cannot_do():
 
     runs = list(plan.runs())
 
-    assert len(runs) == 4 + 6 and ("gan", 1, 1) in runs and ("paste", 1, 1) not in runs
+    assert len(runs) == 4 + 5 and ("gan", 1, 1) in runs
+    assert ("paste", 1, 1) not in runs and ("whole", 1, 1) not in runs
+    assert ("whole", 1, 1) in replace(plan, refitted=("gan", "whole")).runs()
+    with pytest.raises(UserError, match="arm paste has no generator of its own to fit again"):
+        replace(plan, refitted=("paste",))
     assert needs_generator("both") == {"gan"} and needs_generator("poisson") == set()
     assert needs_generator("free") == {"free"} and needs_generator("degraded") == set()
     assert needs_generator("free_hard") == {"free"} and needs_generator("paste_hard") == set()

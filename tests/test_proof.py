@@ -25,6 +25,7 @@ from rollsight.synth.fit_recipe import PRESETS
 from rollsight.synth.generator import open_generator
 from rollsight.synth.generic import shipped
 from rollsight.synth.hard import CANDIDATES
+from rollsight.synth.lift import over_real
 from rollsight.synth.proof import Plan, Proof, of_plan, write_summary
 from torch.nn import BatchNorm2d
 
@@ -84,8 +85,11 @@ def test_a_proof_leaves_one_small_file_for_each_run_and_repeats_none(proof, tmp_
     told.clear()
     assert proof.results(lambda *step: told.append(step), lambda _: None) == results
     assert told == []
-    write_summary(tmp_path, proof.plan, results, [])
-    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    gains = over_real(results, proof.plan)
+    write_summary(tmp_path, proof.plan, results, [], gains)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["over_real"] == gains and [row["arm"] for row in gains] == ["both"]
+    rows = summary["rows"]
     assert [row["arm"] for row in rows] == ["real", "both"] and "counts" not in rows[0]
     assert set(rows[0]["iou_by_class"]) == {"pit", "scratch"} == set(rows[0]["f1_h_by_class"])
 
