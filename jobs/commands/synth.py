@@ -273,6 +273,7 @@ def check(
 
     The segmenters are cross-fitted: each sample is judged by one that never saw the images it is made of.
     """
+    import os
     import tempfile
 
     import torch
@@ -284,14 +285,16 @@ def check(
 
     if keep is not None and keep.exists():
         raise UserError(f"{keep} is there already: give the name of a new folder", USAGE)
+    folder = made.resolve()  # "." has no name
+    page = page or folder.with_name(f"{folder.name}.check.html")
+    if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
+        raise UserError(f"--page {page}: it cannot be written there: give a file in a folder of yours", USAGE)
     torch.set_num_threads(threads or slots())
     with (
         tempfile.TemporaryDirectory() as run,
         console.count_progress("cross-fitted segmenters", "steps") as on_step,
     ):
         found = check_set(made, open_labels(labels), Path(run), steps=steps, seed=seed, on_step=on_step)
-    folder = made.resolve()  # "." has no name
-    page = page or folder.with_name(f"{folder.name}.check.html")
     write_page(page, found, f"Check of {folder.name}", seed)
     kept = write_kept(made, found, keep) if keep is not None else None
     if as_json:
@@ -366,6 +369,7 @@ def prove(
         if not any(sample.split == "val" for sample in proof.found.data.samples):
             raise UserError(f"{labels}: no val split to choose the ratio on: give --ratio", USAGE)
         proof.check("val")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
     total = sum(1 for _ in plan.runs())
     with console.count_progress(f"prove {defect_class}", "runs") as on_run:
         counted = [0]
