@@ -281,10 +281,11 @@ def judged(
     for sample in data.samples:
         image, truth = sample.read()
         logits = net_logits(net, image)
-        maps = [_decided(logits, data, rare, of) for of in (thresholds.px, thresholds.components)]
-        whole.add(truth, *maps, sample.group)
+        pixels = _decided(logits, data, rare, thresholds.px)
+        found = _decided(logits, data, rare, thresholds.components)
+        whole.add(truth, pixels, found, sample.group)
         if not (truth == value).any():
-            clean.add(truth, *maps, sample.group)
+            clean.add(truth, pixels, found, sample.group)
     return {
         "figures": figures(whole, clean, rare),
         "groups": list(whole.groups),

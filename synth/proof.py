@@ -292,7 +292,7 @@ class Proof:
             told |= {"fit_steps": plan.fit_steps, "generic_steps": plan.generic_steps}
         kinds = sorted({generator_of(method) for method in ARMS[arm]})
         fixed = [JUDGING, CHOICES, BASE_CROPS, RARE_CROPS, UNTIL, SETTLING, OWN_STEEL, CANDIDATES]
-        parts = [told, fixed, asdict(plan.arm), self._base_key()]
+        parts: list[Any] = [told, fixed, asdict(plan.arm), self._base_key()]
         parts += [self._generator_key(kind) for kind in kinds]
         if any(method.endswith(HARD) for method in ARMS[arm]):
             parts.append(self.settings("real"))
