@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=data)
     parser.add_argument("--work", type=Path, default=Path("build/synth_data"))
     parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--check-steps", type=int, default=600)
+    parser.add_argument("--check-steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -90,6 +90,7 @@ def main() -> None:
             "kept": kept,
             "dropped_share": 1 - kept / len(lines),
             "dropped": found.figures["dropped"],
+            "segmenters": found.figures["segmenters"],
             "least_contrast_kept": found.figures["least_contrast_kept"],
             "nearest_ratio": found.figures["nearest_ratio"],
             "nearest_alarm": found.figures["nearest_alarm"],

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from rollsight.inspect.roll_places import write_durably
 from rollsight.synth.features import Crop
-from rollsight.synth.realism import Check
+from rollsight.synth.realism import SEEN, Check
 
 TEMPLATE = "check.html"
 SHOWN = 48  # crops of each kind
@@ -47,8 +47,14 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"dropped: {why}", str(n)) for why, n in figures["dropped"].items()]
     rows.append(("least contrast kept, of the paste's", _number(figures["least_contrast_kept"])))
     if figures["segmenters"] is not None:
-        rows.append(("cross-fitted segmenters, steps of each", str(figures["segmenters"]["steps"])))
-        rows.append(("their IoU of the class on real val images", _number(figures["segmenters"]["val_iou"])))
+        of = figures["segmenters"]
+        rows.append(("cross-fitted segmenters, steps", str(of["steps"])))
+        rows.append(("their IoU of the class on real val images", _number(of["val_iou"])))
+        rows.append(("share of the real val defects that they see", _number(of["val_seen"])))
+        if not of["heard"]:
+            rows.append(
+                ("segmenters", f"not heard: they see under {SEEN:.0%} of real defects; give more --steps")
+            )
     crops = ", ".join(f"{name} {n}" for name, n in figures["crops"].items())
     rows.append(("crops that distances are of", crops))
     if not figures["crops"]["held"]:

@@ -12,11 +12,10 @@ from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Made, Order, make_sample
 from rollsight.synth.generator import Generator
 from rollsight.synth.mask_bank import Bools, Plane
-from rollsight.synth.realism import AREA, DISAGREES, KEPT, area_ratio
+from rollsight.synth.realism import AREA, DISAGREES, KEPT, NEAR_PX, area_ratio
 from scipy import ndimage
 
 CANDIDATES = 4
-NEAR_PX = 8  # around the new marks: what the net sees farther off is not about them
 
 Sees = Callable[[Plane], Bools]  # where a net sees the class on an image (H, W)
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, write_labels
-from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, open_labels, read_gray
+from rollsight.inspect.labels import IGNORE, ImageFile, LabelledData, Sample, open_labels, read_gray
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.train import train
-from rollsight.synth.arms import net_logits
+from rollsight.synth.arms import BASE, FINE_TUNING, base_net, net_logits, run_arm
 from rollsight.synth.compose import digest_of
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, checked_card, open_provenance
@@ -43,8 +43,11 @@ AREA = (
 )  # area at half contrast over the mask's: outside, the label has another size than the defect
 AREA_REACH_PX = 3  # around the mask that is looked at for it
 DISAGREES, EASY = 0.1, 0.9  # IoU with the cross-fitted segmenter
+NEAR_PX = 8  # around a defect: what a segmenter sees farther off is not about it
 EASY_SHARE = 0.5  # of what is kept that may be easy, at most
 MOST_CROPS = 300  # of a set
+OWN_STEPS = 4  # a segmenter's own steps are a quarter of those of the net that both begin from
+SEEN = 0.5  # of the real val defects: segmenters that see fewer of them say nothing of made ones
 JUDGE = Recipe(net="fast", attention="none", mosaic=1, batch=12, balanced=0.5, small_weight=0.0, fewest=0)
 CLEAN_PX = 48  # side of the clean windows of the ceiling
 
@@ -57,7 +60,7 @@ class Judged:
     dropped: str
     kept_contrast: float  # the least of its marks
     area: float  # of the mark whose ratio is farthest from 1
-    agreement: float  # least IoU with the segmenter; nan where none was trained
+    agreement: float  # least IoU with the segmenter; nan where none was heard
     box: tuple[int, int, int, int]  # of its first mark
 
 
@@ -82,7 +85,8 @@ def check_set(
 ) -> Check:
     """Look at every sample of a synthetic folder beside the labelled data it was made of.
 
-    steps: of each of the two cross-fitted segmenters, 0 for none. Held-out crops are of the val split: the
+    steps: of the net that the two cross-fitted segmenters begin from, 0 for none; where they see fewer than
+    SEEN of the real defects of val, nothing is dropped by them. Held-out crops are of the val split: the
     test split is for proofs. UserError where the folder is no synthetic one or holds another class.
     """
     lines, made = open_provenance(folder), open_labels(folder)
@@ -101,8 +105,10 @@ def check_set(
     name = str(lines[0]["class"])
     value = class_value(labels.classes, name, labels.root)
     scenes = read_scenes(labels.of_split("train"))
-    nets = _cross_fitted(labels, lines, run, steps, seed, on_step) if steps else {}
     of_val = held_scenes(labels)
+    nets = _cross_fitted(labels, lines, run, steps, seed, on_step) if steps else {}
+    on_val = _on_val(nets, of_val, value)
+    heard = on_val["seen"] is None or on_val["seen"] >= SEEN
     samples = {sample.image.name: sample for sample in made.samples if isinstance(sample, ImageFile)}
     judged, crops = [], []
     for line in lines:
@@ -110,7 +116,7 @@ def check_set(
         if sample is None:
             raise UserError(f"{folder}: no image {line['image']} of its provenance: make the data again")
         image, mask = sample.read()
-        judged.append(_judge(line, image[0], mask, nets, value))
+        judged.append(_judge(line, image[0], mask, nets if heard else {}, value))
         crops += _made_crops(line, image[0])
     judged = _few_easy(judged)
     train_marks = [mark for mark in marks_of(scenes, labels.classes) if mark.defect_class == name]
@@ -122,7 +128,11 @@ def check_set(
         "clean": _clean(scenes, seed),
     }
     figures = _figures(judged, sets)
-    figures["segmenters"] = {"steps": steps, "val_iou": _on_val(nets, of_val, value)} if nets else None
+    figures["segmenters"] = (
+        {"steps": steps, "val_iou": on_val["iou"], "val_seen": on_val["seen"], "heard": heard}
+        if nets
+        else None
+    )
     return Check(judged, figures, sets["made"], sets["held"])
 
 
@@ -140,10 +150,7 @@ def _judge(
         own[y0:y1, x0:x1] = inside[y0:y1, x0:x1]
         areas.append(area_ratio(image, own, inside & ~own))
         if nets:
-            found = nets[mark["group"]](image)
-            near = ndimage.binary_dilation(own, iterations=8)
-            both, either = (found & own).sum(), ((found & near) | own).sum()
-            agreements.append(both / max(either, 1))
+            agreements.append(_agreement(nets[mark["group"]](image), own))
     kept = min(mark["contrast_kept"] for mark in line["marks"])
     area = max(areas, key=lambda ratio: abs(math.log(max(ratio, 1e-3))))
     agreement = min(agreements) if agreements else math.nan
@@ -205,28 +212,53 @@ def _cross_fitted(
     seed: int,
     on_step: Callable[[int, int], None] | None,
 ) -> dict[str, Callable[[NDArray[np.float32]], Bools]]:
-    """Of each source group a segmenter that never saw it: the groups are dealt to two folds."""
-    value = class_value(labels.classes, str(lines[0]["class"]), labels.root)
+    """Of each source group a segmenter that never saw it: the groups are dealt to two folds.
+
+    Both begin from one net of the scenes without the class and learn it as an arm of a proof does: from
+    scratch, five scenes of a class among hundreds gave nets that saw none of it. Where those scenes show no
+    other class there is nothing to begin from.
+    """
+    name = str(lines[0]["class"])
+    value = class_value(labels.classes, name, labels.root)
     sources = sorted({mark["group"] for line in lines for mark in line["marks"]})
     if len(sources) < 2:
         raise UserError(f"one source group, {sources[0]!r}: a cross-fitted net needs two: give --steps 0")
-    learned = labels.of_split("train")
+    with_class: list[Sample] = []
+    without: list[Sample] = []
+    others = False
+    for sample in labels.of_split("train").samples:
+        mask = sample.read()[1]
+        (with_class if (mask == value).any() else without).append(sample)
+        others |= bool(((mask > 0) & (mask != value) & (mask != IGNORE)).any())
+    base = LabelledData(labels.root, labels.classes, tuple(without))
+    begun = bool(without) and others
+    own = max(1, steps // OWN_STEPS) if begun else steps
+    total, done = (steps if begun else 0) + 2 * own, 0
+
+    def told(step: int, _: dict[str, float]) -> None:
+        if on_step is not None:
+            on_step(done + step, total)
+
+    if begun:
+        init = base_net(base, name, run / "base", replace(BASE, steps=steps, seed=seed), on_step=told)
+        done = steps
     judges: dict[str, Callable[[NDArray[np.float32]], Bools]] = {}
     for fold in (0, 1):
         away = set(sources[fold::2])
-        kept = tuple(sample for sample in learned.samples if sample.group not in away)
-
-        def told(step: int, _: dict[str, float], done: int = fold * steps) -> None:
-            if on_step is not None:
-                on_step(done + step, 2 * steps)
-
-        net = train(
-            [LabelledData(labels.root, labels.classes, kept)],
-            run / f"fold-{fold}",
-            replace(JUDGE, steps=steps, seed=seed),
-            on_step=told,
+        rare = LabelledData(
+            labels.root, labels.classes, tuple(sample for sample in with_class if sample.group not in away)
         )
-
+        kept = LabelledData(
+            labels.root, labels.classes, tuple(sample for sample in without if sample.group not in away)
+        )
+        folder = run / f"fold-{fold}"
+        if begun:
+            recipe = replace(FINE_TUNING, steps=own, seed=seed)
+            net = run_arm(kept, rare, [], init, folder, recipe=recipe, on_step=told)
+        else:
+            learned = LabelledData(labels.root, labels.classes, (*kept.samples, *rare.samples))
+            net = train([learned], folder, replace(JUDGE, steps=own, seed=seed), on_step=told)
+        done += own
         judges.update(dict.fromkeys(away, partial(sees, net, value)))  # one object a fold: see _on_val
     return judges
 
@@ -237,18 +269,34 @@ def sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
     return found
 
 
+def _agreement(found: Bools, own: Bools) -> float:
+    """IoU of a defect's px (H, W) with what a segmenter finds on and near them."""
+    near = ndimage.binary_dilation(own, iterations=NEAR_PX)
+    return float((found & own).sum() / max(int(((found & near) | own).sum()), 1))
+
+
 def _on_val(
     nets: Mapping[str, Callable[[NDArray[np.float32]], Bools]], scenes: Sequence[Scene], value: int
-) -> float | None:
-    """IoU of the class on real held-out scenes, the two segmenters together; None without a px of it."""
+) -> dict[str, float | None]:
+    """How the segmenters do on real held-out scenes, all together; None without a px of the class.
+
+    `iou` of the class, `seen`: the share of its components on which they agree as they must on made ones.
+    """
     both = either = 0
+    seen = []
     for scene in scenes:
         truth, told = scene.mask == value, scene.mask != IGNORE
+        parts, count = ndimage.label(truth, np.ones((3, 3)))
         for see in set(nets.values()):
             found = see(scene.image) & told
             both += int((found & truth).sum())
             either += int((found | truth).sum())
-    return both / either if any((scene.mask == value).any() for scene in scenes) else None
+            for i in range(1, count + 1):
+                own = parts == i
+                seen.append(_agreement(found & (own | ~truth), own) >= DISAGREES)
+    if not seen:
+        return {"iou": None, "seen": None}
+    return {"iou": both / either, "seen": sum(seen) / len(seen)}
 
 
 def held_scenes(labels: LabelledData) -> list[Scene]:

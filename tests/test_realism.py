@@ -155,12 +155,38 @@ def test_a_segmenter_that_never_saw_the_sources_judges_each_sample(made, few_sce
         made, open_labels(few_scenes), tmp_path, steps=1, on_step=lambda done, of: steps.append((done, of))
     )
 
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
     assert all(0 <= sample.agreement <= 1 for sample in found.samples)
-    assert found.figures["segmenters"]["steps"] == 1
+    assert found.figures["segmenters"] == {"steps": 1, "val_iou": None, "val_seen": None, "heard": True}
     told_rows = dict(told(found.figures))
-    assert told_rows["cross-fitted segmenters, steps of each"] == "1"
+    assert told_rows["cross-fitted segmenters, steps"] == "1"
     assert told_rows["held-out defects"] == "none: the labels have no val image of the class"
+
+
+def test_segmenters_that_see_no_real_defect_drop_nothing(made, few_scenes, tmp_path):
+    labels = open_labels(few_scenes)
+    of_val = replace(labels.samples[7], split="val")  # of the class, which the fixture's val has not
+    labels = replace(labels, samples=(*labels.samples[:7], of_val))
+
+    found = check_set(made, labels, tmp_path, steps=1)
+
+    segmenters = found.figures["segmenters"]
+    assert (segmenters["val_seen"], segmenters["heard"]) == (0, False)
+    assert all(math.isnan(one.agreement) for one in found.samples)
+    assert "segmenter does not see it" not in found.figures["dropped"]
+    assert dict(told(found.figures))["segmenters"].startswith("not heard: they see under 50% of real defects")
+
+
+def test_where_no_other_class_is_labelled_segmenters_learn_from_scratch(made, few_scenes, tmp_path):
+    labels, steps = open_labels(few_scenes), []
+    only = tuple(one for one in labels.samples if (one.read()[1] != 1).all())
+
+    found = check_set(
+        made, replace(labels, samples=only), tmp_path, steps=2, on_step=lambda *step: steps.append(step)
+    )
+
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(0 <= one.agreement <= 1 for one in found.samples)
 
 
 def test_a_folder_of_another_kind_or_other_classes_is_refused(made, few_scenes, tmp_path):

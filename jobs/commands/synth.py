@@ -259,8 +259,9 @@ def check(
     made: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `inspect synth make` wrote.")],
     labels: Annotated[Path, typer.Option(help="The labelled data that its defects come from.")],
     steps: Annotated[
-        int, typer.Option(min=0, help="Steps of each of two cross-fitted segmenters; 0: without them.")
-    ] = 600,
+        int,
+        typer.Option(min=0, help="Steps of the net two cross-fitted segmenters begin from; 0: without them."),
+    ] = 1200,
     keep: Annotated[
         Path | None, typer.Option(help="New folder for the samples that the check does not drop.")
     ] = None,
