@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/synth_picture"))
     parser.add_argument("--length-m", type=float, default=12.0)
     parser.add_argument("--samples", type=int, default=120)
-    parser.add_argument("--check-steps", type=int, default=400)
+    parser.add_argument("--check-steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
