@@ -1,6 +1,6 @@
 """The picture of synthetic defects in the README: docs/synthetic.png, good and bad samples as they come.
 
-Scratches of simulated strip, twelve metres with the usual number of defects, begun from the shipped generic
+Inclusions of simulated strip, twelve metres with the usual number of defects, begun from the shipped generic
 generator; 120 samples on clean strip of other rolls, checked as `inspect synth check` does. The first row is
 real, that is, simulated; then the first samples that the check keeps, drawn at random; then those that it
 drops, with the reason. Images of others may not be copied, so none of NEU-Seg is shown.
@@ -28,7 +28,7 @@ from scipy import ndimage
 
 Shown = tuple[Crop, Crop, str]  # crop, its label, why it is dropped
 
-RARE = "scratches"
+RARE = "inclusion"
 COLUMNS = 10
 PICTURE = ROOT / "docs" / "synthetic.png"
 

@@ -49,8 +49,9 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
     if figures["segmenters"] is not None:
         of = figures["segmenters"]
         rows.append(("cross-fitted segmenters, steps", str(of["steps"])))
-        rows.append(("their IoU of the class on real val images", _number(of["val_iou"])))
-        rows.append(("share of the real val defects that they see", _number(of["val_seen"])))
+        where = {"val": "of val", "sources": "of the sources, by the one that never saw them"}[of["of"]]
+        rows.append((f"their IoU of the class on real images {where}", _number(of["iou"])))
+        rows.append(("share of the defects there that they see", _number(of["seen"])))
         if not of["heard"]:
             rows.append(
                 ("segmenters", f"not heard: they see under {SEEN:.0%} of real defects; give more --steps")

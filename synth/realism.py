@@ -47,7 +47,7 @@ NEAR_PX = 8  # around a defect: what a segmenter sees farther off is not about i
 EASY_SHARE = 0.5  # of what is kept that may be easy, at most
 MOST_CROPS = 300  # of a set
 OWN_STEPS = 4  # a segmenter's own steps are a quarter of those of the net that both begin from
-SEEN = 0.5  # of the real val defects: segmenters that see fewer of them say nothing of made ones
+SEEN = 0.5  # of real defects: segmenters that see fewer of them say nothing of made ones
 JUDGE = Recipe(net="fast", attention="none", mosaic=1, batch=12, balanced=0.5, small_weight=0.0, fewest=0)
 CLEAN_PX = 48  # side of the clean windows of the ceiling
 
@@ -86,7 +86,7 @@ def check_set(
     """Look at every sample of a synthetic folder beside the labelled data it was made of.
 
     steps: of the net that the two cross-fitted segmenters begin from, 0 for none; where they see fewer than
-    SEEN of the real defects of val, nothing is dropped by them. Held-out crops are of the val split: the
+    SEEN of real defects (`_on_real`), nothing is dropped by them. Held-out crops are of the val split: the
     test split is for proofs. UserError where the folder is no synthetic one or holds another class.
     """
     lines, made = open_provenance(folder), open_labels(folder)
@@ -107,8 +107,8 @@ def check_set(
     scenes = read_scenes(labels.of_split("train"))
     of_val = held_scenes(labels)
     nets = _cross_fitted(labels, lines, run, steps, seed, on_step) if steps else {}
-    on_val = _on_val(nets, of_val, value)
-    heard = on_val["seen"] is None or on_val["seen"] >= SEEN
+    segmenters = {"steps": steps, **_on_real(nets, scenes, of_val, value)} if nets else None
+    heard = segmenters is not None and segmenters["heard"]
     samples = {sample.image.name: sample for sample in made.samples if isinstance(sample, ImageFile)}
     judged, crops = [], []
     for line in lines:
@@ -128,11 +128,7 @@ def check_set(
         "clean": _clean(scenes, seed),
     }
     figures = _figures(judged, sets)
-    figures["segmenters"] = (
-        {"steps": steps, "val_iou": on_val["iou"], "val_seen": on_val["seen"], "heard": heard}
-        if nets
-        else None
-    )
+    figures["segmenters"] = segmenters
     return Check(judged, figures, sets["made"], sets["held"])
 
 
@@ -259,7 +255,7 @@ def _cross_fitted(
             learned = LabelledData(labels.root, labels.classes, (*kept.samples, *rare.samples))
             net = train([learned], folder, replace(JUDGE, steps=own, seed=seed), on_step=told)
         done += own
-        judges.update(dict.fromkeys(away, partial(sees, net, value)))  # one object a fold: see _on_val
+        judges.update(dict.fromkeys(away, partial(sees, net, value)))  # one object a fold: see _on_real
     return judges
 
 
@@ -275,28 +271,34 @@ def _agreement(found: Bools, own: Bools) -> float:
     return float((found & own).sum() / max(int(((found & near) | own).sum()), 1))
 
 
-def _on_val(
-    nets: Mapping[str, Callable[[NDArray[np.float32]], Bools]], scenes: Sequence[Scene], value: int
-) -> dict[str, float | None]:
-    """How the segmenters do on real held-out scenes, all together; None without a px of the class.
+def _on_real(
+    nets: Mapping[str, Callable[[NDArray[np.float32]], Bools]],
+    scenes: Sequence[Scene],
+    of_val: Sequence[Scene],
+    value: int,
+) -> dict[str, Any]:
+    """How the segmenters do on real scenes that they did not learn from, and whether they are heard.
 
-    `iou` of the class, `seen`: the share of its components on which they agree as they must on made ones.
+    Those of val; where none of these holds the class, the sources, each by the net that never saw it. `iou`
+    of the class, `seen`: the share of its components on which they agree as they must on made ones.
     """
+    of = "val" if any((scene.mask == value).any() for scene in of_val) else "sources"
+    pairs = [(scene, see) for scene in of_val for see in set(nets.values())]
+    if of == "sources":
+        pairs = [(scene, nets[scene.group]) for scene in scenes if scene.group in nets]
     both = either = 0
     seen = []
-    for scene in scenes:
-        truth, told = scene.mask == value, scene.mask != IGNORE
+    for scene, see in pairs:
+        truth = scene.mask == value
+        found = see(scene.image) & (scene.mask != IGNORE)
+        both += int((found & truth).sum())
+        either += int((found | truth).sum())
         parts, count = ndimage.label(truth, np.ones((3, 3)))
-        for see in set(nets.values()):
-            found = see(scene.image) & told
-            both += int((found & truth).sum())
-            either += int((found | truth).sum())
-            for i in range(1, count + 1):
-                own = parts == i
-                seen.append(_agreement(found & (own | ~truth), own) >= DISAGREES)
-    if not seen:
-        return {"iou": None, "seen": None}
-    return {"iou": both / either, "seen": sum(seen) / len(seen)}
+        for i in range(1, count + 1):
+            own = parts == i
+            seen.append(_agreement(found & (own | ~truth), own) >= DISAGREES)
+    share = sum(seen) / len(seen)
+    return {"of": of, "iou": both / either, "seen": share, "heard": share >= SEEN}
 
 
 def held_scenes(labels: LabelledData) -> list[Scene]:

@@ -24,7 +24,16 @@ from rollsight.synth.features import (
     spread,
 )
 from rollsight.synth.fitting import fit_data, fit_generator
-from rollsight.synth.realism import Judged, _few_easy, area_ratio, check_set, write_kept
+from rollsight.synth.patches import read_scenes
+from rollsight.synth.realism import (
+    Judged,
+    _few_easy,
+    _on_real,
+    area_ratio,
+    check_set,
+    held_scenes,
+    write_kept,
+)
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +165,27 @@ def test_a_segmenter_that_never_saw_the_sources_judges_each_sample(made, few_sce
     )
 
     assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert all(0 <= sample.agreement <= 1 for sample in found.samples)
-    assert found.figures["segmenters"] == {"steps": 1, "val_iou": None, "val_seen": None, "heard": True}
+    segmenters = found.figures["segmenters"]
+    assert (segmenters["steps"], segmenters["of"]) == (1, "sources")  # val has none of the class
     told_rows = dict(told(found.figures))
     assert told_rows["cross-fitted segmenters, steps"] == "1"
     assert told_rows["held-out defects"] == "none: the labels have no val image of the class"
+
+
+def test_segmenters_are_heard_where_they_see_half_of_the_defects_they_did_not_learn_from(few_scenes):
+    labels = open_labels(few_scenes)
+    scenes, of_val = read_scenes(labels.of_split("train")), held_scenes(labels)
+    sighted = dict.fromkeys(("piece-1", "piece-3"), lambda image: image < 0.3)
+    blind = dict.fromkeys(("piece-5",), lambda image: image < 0)
+
+    told = _on_real({**sighted, **blind}, scenes, of_val, value=2)
+
+    assert (told["of"], told["heard"]) == ("sources", True) and told["seen"] == pytest.approx(2 / 3)
+    assert 0.6 < told["iou"] < 0.7
+    assert _on_real(blind, scenes, of_val, value=2) == {"of": "sources", "iou": 0, "seen": 0, "heard": False}
+    bright = dict.fromkeys(("piece-1",), lambda image: image > 0.7)
+    assert _on_real(bright, scenes, of_val, value=1)["of"] == "val"
+    assert _on_real(bright, scenes, of_val, value=1)["seen"] == 1
 
 
 def test_segmenters_that_see_no_real_defect_drop_nothing(made, few_scenes, tmp_path):
@@ -171,7 +196,7 @@ def test_segmenters_that_see_no_real_defect_drop_nothing(made, few_scenes, tmp_p
     found = check_set(made, labels, tmp_path, steps=1)
 
     segmenters = found.figures["segmenters"]
-    assert (segmenters["val_seen"], segmenters["heard"]) == (0, False)
+    assert (segmenters["of"], segmenters["seen"], segmenters["heard"]) == ("val", 0, False)
     assert all(math.isnan(one.agreement) for one in found.samples)
     assert "segmenter does not see it" not in found.figures["dropped"]
     assert dict(told(found.figures))["segmenters"].startswith("not heard: they see under 50% of real defects")
@@ -181,12 +206,11 @@ def test_where_no_other_class_is_labelled_segmenters_learn_from_scratch(made, fe
     labels, steps = open_labels(few_scenes), []
     only = tuple(one for one in labels.samples if (one.read()[1] != 1).all())
 
-    found = check_set(
+    check_set(
         made, replace(labels, samples=only), tmp_path, steps=2, on_step=lambda *step: steps.append(step)
     )
 
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert all(0 <= one.agreement <= 1 for one in found.samples)
 
 
 def test_a_folder_of_another_kind_or_other_classes_is_refused(made, few_scenes, tmp_path):
