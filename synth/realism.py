@@ -208,7 +208,7 @@ def _cross_fitted(
     seed: int,
     on_step: Callable[[int, int], None] | None,
 ) -> dict[str, Callable[[NDArray[np.float32]], Bools]]:
-    """Of each source group a segmenter that never saw it: the groups are dealt to two folds.
+    """Of each source group a segmenter that never saw its defects: the groups are dealt to two folds.
 
     Both begin from one net of the scenes without the class and learn it as an arm of a proof does: from
     scratch, five scenes of a class among hundreds gave nets that saw none of it. Where those scenes show no
@@ -224,35 +224,33 @@ def _cross_fitted(
     others = False
     for sample in labels.of_split("train").samples:
         mask = sample.read()[1]
-        (with_class if (mask == value).any() else without).append(sample)
-        others |= bool(((mask > 0) & (mask != value) & (mask != IGNORE)).any())
+        if (mask == value).any():
+            with_class.append(sample)
+        else:
+            without.append(sample)
+            others |= bool(((mask > 0) & (mask != IGNORE)).any())
     base = LabelledData(labels.root, labels.classes, tuple(without))
-    begun = bool(without) and others
-    own = max(1, steps // OWN_STEPS) if begun else steps
-    total, done = (steps if begun else 0) + 2 * own, 0
+    own = max(1, steps // OWN_STEPS) if others else steps
+    total, done = (steps if others else 0) + 2 * own, 0
 
     def told(step: int, _: dict[str, float]) -> None:
         if on_step is not None:
             on_step(done + step, total)
 
-    if begun:
+    if others:
         init = base_net(base, name, run / "base", replace(BASE, steps=steps, seed=seed), on_step=told)
         done = steps
     judges: dict[str, Callable[[NDArray[np.float32]], Bools]] = {}
     for fold in (0, 1):
-        away = set(sources[fold::2])
-        rare = LabelledData(
-            labels.root, labels.classes, tuple(sample for sample in with_class if sample.group not in away)
-        )
-        kept = LabelledData(
-            labels.root, labels.classes, tuple(sample for sample in without if sample.group not in away)
-        )
-        folder = run / f"fold-{fold}"
-        if begun:
+        away, folder = set(sources[fold::2]), run / f"fold-{fold}"
+        kept = tuple(sample for sample in with_class if sample.group not in away)
+        if others:
+            rare = LabelledData(labels.root, labels.classes, kept)
             recipe = replace(FINE_TUNING, steps=own, seed=seed)
-            net = run_arm(kept, rare, [], init, folder, recipe=recipe, on_step=told)
+            net = run_arm(base, rare, [], init, folder, recipe=recipe, on_step=told)
         else:
-            learned = LabelledData(labels.root, labels.classes, (*kept.samples, *rare.samples))
+            clean = tuple(sample for sample in without if sample.group not in away)
+            learned = LabelledData(labels.root, labels.classes, (*clean, *kept))
             net = train([learned], folder, replace(JUDGE, steps=own, seed=seed), on_step=told)
         done += own
         judges.update(dict.fromkeys(away, partial(sees, net, value)))  # one object a fold: see _on_real

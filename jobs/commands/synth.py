@@ -272,7 +272,7 @@ def check(
 ) -> None:
     """Look for labels that do not hold, for copies and for sameness in DIR; writes a page with a blind test.
 
-    The segmenters are cross-fitted: each sample is judged by one that never saw the images it is made of.
+    The segmenters are cross-fitted: each sample is judged by one that never saw the defects it is made of.
     """
     import os
     import tempfile
