@@ -182,7 +182,7 @@ def synthetic(
     if not folder.is_dir():
         drawn_by = "gan" if is_edited(method) else plain_method(method)
         steel = Backgrounds(read_scenes(base), [], base.classes, read_scenes(rare), OWN_STEEL)
-        variety = VARIETY if method.endswith(VARIED) else 1.0
+        variety = VARIETY if VARIED in method else 1.0
         order = Order(seed=seed, method=drawn_by, variety=variety)
         make = choose(generator, steel, order) if choose else None
         make_data(generator, steel, order, samples, folder, make=make)

@@ -12,8 +12,7 @@ from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Made, Order, make_sample
 from rollsight.synth.generator import Generator
 from rollsight.synth.mask_bank import Bools, Plane
-from rollsight.synth.realism import AREA, DISAGREES, KEPT, NEAR_PX, area_ratio
-from scipy import ndimage
+from rollsight.synth.realism import AREA, DISAGREES, KEPT, area_ratio, iou_nearby
 
 CANDIDATES = 4
 
@@ -45,9 +44,8 @@ def _hardest(generator: Generator, backgrounds: Backgrounds, order: Order, sees:
 def agreement(made: Made, sees: Sees) -> float:
     """IoU of the new marks with what a net sees on and near them."""
     new: Bools = np.logical_or.reduce(made.marks)
-    near = ndimage.binary_dilation(new, iterations=NEAR_PX) & ((made.mask == 0) | new)
-    found = sees(made.image.astype(np.float32) / np.float32(255)) & near
-    return float((found & new).sum() / (found | new).sum())
+    found = sees(made.image.astype(np.float32) / np.float32(255))
+    return iou_nearby(found & ((made.mask == 0) | new), new)
 
 
 def _holds(made: Made) -> bool:

@@ -106,7 +106,7 @@ def check_set(
     value = class_value(labels.classes, name, labels.root)
     scenes = read_scenes(labels.of_split("train"))
     of_val = held_scenes(labels)
-    nets = _cross_fitted(labels, lines, run, steps, seed, on_step) if steps else {}
+    nets = _cross_fitted(labels, scenes, lines, run, steps, seed, on_step) if steps else {}
     segmenters = {"steps": steps, **_on_real(nets, scenes, of_val, value)} if nets else None
     heard = segmenters is not None and segmenters["heard"]
     samples = {sample.image.name: sample for sample in made.samples if isinstance(sample, ImageFile)}
@@ -146,7 +146,7 @@ def _judge(
         own[y0:y1, x0:x1] = inside[y0:y1, x0:x1]
         areas.append(area_ratio(image, own, inside & ~own))
         if nets:
-            agreements.append(_agreement(nets[mark["group"]](image), own))
+            agreements.append(iou_nearby(nets[mark["group"]](image), own))
     kept = min(mark["contrast_kept"] for mark in line["marks"])
     area = max(areas, key=lambda ratio: abs(math.log(max(ratio, 1e-3))))
     agreement = min(agreements) if agreements else math.nan
@@ -202,6 +202,7 @@ def _few_easy(judged: list[Judged]) -> list[Judged]:
 
 def _cross_fitted(
     labels: LabelledData,
+    scenes: Sequence[Scene],
     lines: list[dict[str, Any]],
     run: Path,
     steps: int,
@@ -210,6 +211,7 @@ def _cross_fitted(
 ) -> dict[str, Callable[[NDArray[np.float32]], Bools]]:
     """Of each source group a segmenter that never saw its defects: the groups are dealt to two folds.
 
+    scenes: those of the train split, as they were read.
     Both begin from one net of the scenes without the class and learn it as an arm of a proof does: from
     scratch, five scenes of a class among hundreds gave nets that saw none of it. Where those scenes show no
     other class there is nothing to begin from.
@@ -222,37 +224,35 @@ def _cross_fitted(
     with_class: list[Sample] = []
     without: list[Sample] = []
     others = False
-    for sample in labels.of_split("train").samples:
-        mask = sample.read()[1]
-        if (mask == value).any():
+    for sample, scene in zip(labels.of_split("train").samples, scenes, strict=True):
+        if (scene.mask == value).any():
             with_class.append(sample)
         else:
             without.append(sample)
-            others |= bool(((mask > 0) & (mask != IGNORE)).any())
+            others |= bool(((scene.mask > 0) & (scene.mask != IGNORE)).any())
     base = LabelledData(labels.root, labels.classes, tuple(without))
+    begun = steps if others else 0
     own = max(1, steps // OWN_STEPS) if others else steps
-    total, done = (steps if others else 0) + 2 * own, 0
 
-    def told(step: int, _: dict[str, float]) -> None:
+    def told(done: int, step: int, _: dict[str, float]) -> None:
         if on_step is not None:
-            on_step(done + step, total)
+            on_step(done + step, begun + 2 * own)
 
     if others:
-        init = base_net(base, name, run / "base", replace(BASE, steps=steps, seed=seed), on_step=told)
-        done = steps
+        recipe = replace(BASE, steps=begun, seed=seed)
+        init = base_net(base, name, run / "base", recipe, on_step=partial(told, 0))
     judges: dict[str, Callable[[NDArray[np.float32]], Bools]] = {}
     for fold in (0, 1):
-        away, folder = set(sources[fold::2]), run / f"fold-{fold}"
+        away, folder, tell = set(sources[fold::2]), run / f"fold-{fold}", partial(told, begun + fold * own)
         kept = tuple(sample for sample in with_class if sample.group not in away)
         if others:
             rare = LabelledData(labels.root, labels.classes, kept)
             recipe = replace(FINE_TUNING, steps=own, seed=seed)
-            net = run_arm(base, rare, [], init, folder, recipe=recipe, on_step=told)
+            net = run_arm(base, rare, [], init, folder, recipe=recipe, on_step=tell)
         else:
             clean = tuple(sample for sample in without if sample.group not in away)
             learned = LabelledData(labels.root, labels.classes, (*clean, *kept))
-            net = train([learned], folder, replace(JUDGE, steps=own, seed=seed), on_step=told)
-        done += own
+            net = train([learned], folder, replace(JUDGE, steps=own, seed=seed), on_step=tell)
         judges.update(dict.fromkeys(away, partial(sees, net, value)))  # one object a fold: see _on_real
     return judges
 
@@ -263,7 +263,7 @@ def sees(net: nn.Module, value: int, image: NDArray[np.float32]) -> Bools:
     return found
 
 
-def _agreement(found: Bools, own: Bools) -> float:
+def iou_nearby(found: Bools, own: Bools) -> float:
     """IoU of a defect's px (H, W) with what a segmenter finds on and near them."""
     near = ndimage.binary_dilation(own, iterations=NEAR_PX)
     return float((found & own).sum() / max(int(((found & near) | own).sum()), 1))
@@ -294,7 +294,7 @@ def _on_real(
         parts, count = ndimage.label(truth, np.ones((3, 3)))
         for i in range(1, count + 1):
             own = parts == i
-            seen.append(_agreement(found & (own | ~truth), own) >= DISAGREES)
+            seen.append(iou_nearby(found & (own | ~truth), own) >= DISAGREES)
     share = sum(seen) / len(seen)
     return {"of": of, "iou": both / either, "seen": share, "heard": share >= SEEN}
 
