@@ -7,7 +7,6 @@ are of one core unless --threads says otherwise.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import resource
@@ -22,7 +21,7 @@ import torch
 from report import write_result
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.synth.backgrounds import Backgrounds
-from rollsight.synth.compose import Order, make_data, make_sample
+from rollsight.synth.compose import Order, digest_of, make_data, make_sample
 from rollsight.synth.data_card import open_provenance
 from rollsight.synth.draws import rarity
 from rollsight.synth.fit_recipe import PRESETS
@@ -68,8 +67,7 @@ def main() -> None:
         same = 0
         for index in again:
             sample = make_sample(generator, steel, order, index)
-            digest = hashlib.sha256(sample.image.tobytes() + sample.mask.tobytes()).hexdigest()
-            same += digest == lines[index]["sha256"]
+            same += digest_of(sample.image, sample.mask) == lines[index]["sha256"]
         found = check_set(made, labels, Path(scratch) / "check", steps=options.check_steps)
         attempts: dict[str, int] = {}
         for line in lines:

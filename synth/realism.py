@@ -295,8 +295,8 @@ def _on_real(
         for i in range(1, count + 1):
             own = parts == i
             seen.append(iou_nearby(found & (own | ~truth), own) >= DISAGREES)
-    share = sum(seen) / len(seen)
-    return {"of": of, "iou": both / either, "seen": share, "heard": share >= SEEN}
+    share = sum(seen) / max(len(seen), 1)
+    return {"of": of, "iou": both / max(either, 1), "seen": share, "heard": share >= SEEN}
 
 
 def held_scenes(labels: LabelledData) -> list[Scene]:

@@ -183,6 +183,7 @@ def test_segmenters_are_heard_where_they_see_half_of_the_defects_they_did_not_le
     assert (told["of"], told["heard"]) == ("sources", True) and told["seen"] == pytest.approx(2 / 3)
     assert 0.6 < told["iou"] < 0.7
     assert _on_real(blind, scenes, of_val, value=2) == {"of": "sources", "iou": 0, "seen": 0, "heard": False}
+    assert not _on_real(sighted, scenes, of_val, value=9)["heard"]  # labels that lost the class since
     bright = dict.fromkeys(("piece-1",), lambda image: image > 0.7)
     assert _on_real(bright, scenes, of_val, value=1)["of"] == "val"
     assert _on_real(bright, scenes, of_val, value=1)["seen"] == 1

@@ -122,10 +122,12 @@ def test_a_proof_without_val_asks_for_the_ratio(few_scenes, tmp_path):
 def test_where_nothing_can_be_written_is_said_before_hours_of_work(few_scenes, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "file").touch()
-    for page in (tmp_path, tmp_path / "nowhere" / "page.html"):
-        with pytest.raises(UserError, match=f"--page {page}: it cannot be written there"):
-            inspect("synth", "check", tmp_path / "made", "--labels", few_scenes, "--page", page)
-    with pytest.raises(NotADirectoryError):  # a line and code 3 (test_cli)
+    with pytest.raises(UserError, match=f"--page {tmp_path}: it cannot be written there"):
+        inspect("synth", "check", tmp_path / "made", "--labels", few_scenes, "--page", tmp_path)
+    with pytest.raises(FileExistsError):  # a line and code 3 (test_cli)
+        page = tmp_path / "file" / "page.html"
+        inspect("synth", "check", tmp_path / "made", "--labels", few_scenes, "--page", page)
+    with pytest.raises(NotADirectoryError):
         asked = ("--labels", few_scenes, "--k", 2, "--ratio", 0.5)
         inspect("synth", "prove", "scratch", *asked, "--out", tmp_path / "file")
 

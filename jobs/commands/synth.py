@@ -288,6 +288,7 @@ def check(
         raise UserError(f"{keep} is there already: give the name of a new folder", USAGE)
     folder = made.resolve()  # "." has no name
     page = page or folder.with_name(f"{folder.name}.check.html")
+    page.parent.mkdir(parents=True, exist_ok=True)
     if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
         raise UserError(f"--page {page}: it cannot be written there: give a file in a folder of yours", USAGE)
     torch.set_num_threads(threads or slots())
