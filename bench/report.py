@@ -104,14 +104,19 @@ def page(results: Mapping[str, Mapping[str, Any] | list[dict[str, Any]]]) -> str
             lines += _table(found)
             continue
         lines += ["", "| figure | value |", "|---|---:|"]
-        figures = {key: value for key, value in result.items() if key not in ORIGIN}
-        lines += [f"| {key} | {value} |".replace("\n", " ") for key, value in _rows(figures)]
+        told = list(_rows({key: value for key, value in result.items() if key not in ORIGIN}))
+        lines += [
+            f"| {key} | {_cell(value)} |".replace("\n", " ") for key, value in told if not _is_table(value)
+        ]
+        for key, value in told:
+            if _is_table(value):
+                lines += ["", f"{key}:", *_table(value)]
     return "\n".join(lines) + "\n"
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Rows as a Markdown table; a column for each figure that any of them has."""
-    own = {"seed"} if len({row["seed"] for row in rows}) > 1 else set()
+    own = {"seed"} if len({row.get("seed") for row in rows}) > 1 else set()
     columns = [
         key for key in dict.fromkeys(key for row in rows for key in row) if key not in set(ORIGIN) - own
     ]
@@ -120,17 +125,17 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(_cell(row.get(key)) for key in columns)} |"
 
 
-def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested figures as dotted names and values."""
     for key, value in figures.items():
         if isinstance(value, Mapping):
             yield from _rows(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
-            for number, part in enumerate(value, start=1):
-                told = "; ".join(f"{name} {_cell(figure)}" for name, figure in part.items())
-                yield f"{prefix}{key} {number}", told
         else:
-            yield f"{prefix}{key}", _cell(value)
+            yield f"{prefix}{key}", value
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, Mapping) for part in value)
 
 
 def _cell(value: Any) -> str:
