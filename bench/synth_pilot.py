@@ -35,7 +35,7 @@ PLAN = Plan(
     draws=tuple(TUNING_DRAW + i for i in range(3)),
     arms=(
         *("real", "paste", "gan", "paste_varied", "gan_varied", "free", "degraded", "pixel", "both"),
-        *("paste_hard", "free_hard"),
+        *("poisson", "paste_hard", "free_hard"),
     ),
     ratio=1.0,
 )

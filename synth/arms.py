@@ -6,7 +6,7 @@ it the learning rate has all but ended, so the average forgets quickly what was 
 their statistics from real crops in the end: what is judged is a net of real images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import padded_logits
 from rollsight.inspect.labels import LabelledData, open_labels
-from rollsight.inspect.metrics import BUCKETS, MIN_N, Tally, class_iou
+from rollsight.inspect.metrics import BUCKETS, MIN_N, Tally
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.sampling import Sampler
 from rollsight.inspect.scan import A_MIN_PX, decide
@@ -27,7 +27,7 @@ from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Made, Order, make_data
 from rollsight.synth.fit_recipe import FREE
 from rollsight.synth.generator import Generator
-from rollsight.synth.patches import read_scenes
+from rollsight.synth.patches import class_value, read_scenes
 from torch import nn
 
 BASE_CROPS, RARE_CROPS = 6, 4  # of a batch: scenes without the class, and with it
@@ -247,6 +247,45 @@ def best_thresholds(net: nn.Module, data: LabelledData, rare: str) -> Thresholds
     Synthetic crops make the class more frequent, so nets of other arms are sure of it at other thresholds:
     one for all, or the plain argmax, would tell the arms' shares of the class apart, not what they learned.
     """
+    tallies = _at_choices(net, data, rare)
+    told = {choice: figures(counts(tally, tally, rare), rare) for choice, tally in tallies.items()}
+    px, components = (max(CHOICES, key=lambda choice: told[choice][key] or 0.0) for key in ("iou", "f1_h"))
+    return Thresholds(px, components)
+
+
+def ladder(net: nn.Module, data: LabelledData, rare: str) -> list[dict[str, Any]]:
+    """What a net finds at each of CHOICES where the images that hold the class cannot choose among them.
+
+    data: one group that holds the class, or more, and groups without it. Each rung: `threshold`, and sums as
+    `counts` has them by group: of the class and its sizes those of the groups that hold it, of the other
+    classes those of all, alarms of the groups without it.
+    """
+    value = class_value(data.classes, rare, data.root)
+    holding = {sample.group for sample in data.samples if (sample.read()[1] == value).any()}
+    parts = (
+        replace(data, samples=tuple(s for s in data.samples if (s.group in holding) is holds))
+        for holds in (True, False)
+    )
+    pieces, others = (_at_choices(net, part, rare) for part in parts)
+    rungs = []
+    for choice in CHOICES:
+        of, beside = (counts(tallies[choice], tallies[choice], rare) for tallies in (pieces, others))
+        classes = {
+            name: {
+                key: sum(told) + (sum(beside["classes"][name][key]) if name != rare else 0)
+                for key, told in sums.items()
+            }
+            for name, sums in of["classes"].items()
+        }
+        by_size = {
+            size: {key: sum(told) for key, told in found.items()} for size, found in of["by_size"].items()
+        }
+        clean = {key: sum(told) for key, told in beside["clean"].items()}
+        rungs.append({"threshold": choice, "classes": classes, "by_size": by_size, "clean": clean})
+    return rungs
+
+
+def _at_choices(net: nn.Module, data: LabelledData, rare: str) -> dict[float, Tally]:
     tallies = {choice: Tally(data.classes, A_MIN_PX) for choice in CHOICES}
     net.eval()
     for sample in data.samples:
@@ -255,9 +294,7 @@ def best_thresholds(net: nn.Module, data: LabelledData, rare: str) -> Thresholds
         for choice, tally in tallies.items():
             found = _decided(logits, data, rare, choice)
             tally.add(truth, found, found, sample.group)
-    told = {choice: figures(tally, tally, rare) for choice, tally in tallies.items()}
-    px, components = (max(CHOICES, key=lambda choice: told[choice][key] or 0.0) for key in ("iou", "f1_h"))
-    return Thresholds(px, components)
+    return tallies
 
 
 def _decided(
@@ -286,42 +323,30 @@ def judged(
         whole.add(truth, pixels, found, sample.group)
         if not (truth == value).any():
             clean.add(truth, pixels, found, sample.group)
-    return {
-        "figures": figures(whole, clean, rare),
-        "groups": list(whole.groups),
-        "counts": counts(whole, clean, rare),
-    }
+    told = counts(whole, clean, rare)
+    return {"figures": figures(told, rare), "groups": list(whole.groups), "counts": told}
 
 
-def figures(whole: Tally, clean: Tally, rare: str) -> dict[str, Any]:
-    """Figures of all classes, and of the rare one by size; None where undefined."""
-    names = whole.classes
-    total = {name: table.sum(axis=0) for name, table in whole.statistics().items()}
-    iou = class_iou(total)[1:]
-    c = names.index(rare)
-    f1 = {}
-    for i, name in enumerate(names):
-        truth, found = int(total["truth"][i].sum()), int(total["found"][i].sum())
-        predicted, true = int(total["predicted"][i].sum()), int(total["true"][i].sum())
-        f1[name] = _f1(found, truth, true, predicted)
-    apart = {name: table.sum(axis=0) for name, table in clean.statistics().items()}
-    alarms = int((apart["predicted"][c] - apart["true"][c]).sum())
-    area = int(apart["area"])
+def figures(told: Mapping[str, Any], rare: str) -> dict[str, Any]:
+    """Figures of what `counts` tells, of all classes and of the rare one by size; None where undefined."""
+    total = {name: {key: int(np.sum(n)) for key, n in of.items()} for name, of in told["classes"].items()}
+    iou = {name: of["both"] / of["either"] if of["either"] else None for name, of in total.items()}
+    f1 = {name: _f1(of["found"], of["truth"], of["true"], of["predicted"]) for name, of in total.items()}
+    alarms, area = (int(np.sum(told["clean"][key])) for key in ("alarms", "area"))
     by_size = {
-        name: (int(found), int(n))
-        for name, found, n in zip(BUCKETS, total["found"][c], total["truth"][c], strict=True)
+        name: (int(np.sum(of["found"])), int(np.sum(of["truth"]))) for name, of in told["by_size"].items()
     }
     small = [by_size[name] for name in BUCKETS[:2]]
     by_size["tiny_small"] = (sum(found for found, _ in small), sum(n for _, n in small))
     return {
-        "iou": _plain(iou[c]),
+        "iou": iou[rare],
         "f1_h": f1[rare],
         "recall_by_size": {
             name: {"recall": found / n if n >= MIN_N else None, "n": n}
             for name, (found, n) in by_size.items()
         },
         "fa_per_mpx": alarms / (area / 1e6) if area else None,
-        "iou_by_class": dict(zip(names, map(_plain, iou), strict=True)),
+        "iou_by_class": iou,
         "f1_h_by_class": f1,
     }
 
@@ -365,11 +390,6 @@ def _f1(found: int, truth: int, true: int, predicted: int) -> float | None:
         return None
     recall, precision = found / truth, true / predicted if predicted else 0.0
     return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-
-
-def _plain(value: Any) -> float | None:
-    number = float(value)
-    return number if np.isfinite(number) else None
 
 
 def net_logits(net: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ from scipy import stats
 
 DRAWS = 1000  # of the bootstrap
 ENOUGH = 3  # paired draws of scenes without which no interval is given
-MORE = 0.05  # share of the other arm's false alarms by which a mean may lie above theirs and not be more
 GOAL = 0.03  # of IoU or F1: a gain that is worth a generator
 
 Runs = Mapping[int, Sequence[NDArray[np.float64]]]  # draw -> counts (G, 8) of each of its fits
@@ -98,8 +97,8 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
     `f1_h` has the same for F1: each is held against the arm over which it gains least, on the draws that
     both arms have; where all have the same draws that is the arm with the highest mean on these very draws,
     which favours it. `complete`: every run of the arm, and of all arms without a GAN, is there. `shown` is
-    true where it is, the interval lies above 0, and false alarms are not more: their mean is at most MORE
-    above that of the best arm, as far as an image is free of the class. `goal`: IoU or F1 is shown, and
+    true where it is, the interval lies above 0, and the mean of false alarms is not above that of the best
+    arm, as far as an image is free of the class. `goal`: IoU or F1 is shown, and
     gains GOAL or more. `other_classes`: what the others gain or lose. `recall_by_size`: over shared draws.
     """
     arms, runs, missing = _by_arm(results, plan)
@@ -112,8 +111,6 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
         iou_told, f1_told = (_held_against(arm, plain, runs, figure, complete) for figure in ("iou", "f1_h"))
         best = iou_told["best_without_gan"]
         first = arms[arm][0]
-        names = [name for name in first["counts"]["classes"] if name != first["rare_class"]]
-        others = {name: (as_runs(arms[best], name), as_runs(arms[arm], name)) for name in names}
         rows.append(
             {
                 **{key: first[key] for key in ("data", "rare_class", "k", "arm")},
@@ -122,10 +119,7 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
                 "f1_h": f1_told,
                 "goal": any(told["shown"] and told["difference"] >= GOAL for told in (iou_told, f1_told)),
                 "recall_by_size": _by_size(arms[best], arms[arm]),
-                "other_classes": {
-                    name: {figure: _told(*pair, figure) for figure in ("iou", "f1_h")}
-                    for name, pair in others.items()
-                },
+                "other_classes": _other_classes(arms[best], arms[arm]),
             }
         )
     return rows
@@ -144,7 +138,10 @@ def _by_arm(
 
 
 def over_real(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
-    """Of one plan's runs: what each arm gains over *real*, as a row of `summary` tells it of the best arm."""
+    """Of one plan's runs: what each arm gains over *real*, whether it has a GAN or not.
+
+    As a row of `summary` tells it of the best arm: `real` and `added` are the means of a figure.
+    """
     arms, runs, missing = _by_arm(results, plan)
     rows = []
     for arm in plan.arms:
@@ -153,8 +150,48 @@ def over_real(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str
         complete = not missing & {arm, "real"}
         told = {figure: _held_against(arm, ["real"], runs, figure, complete) for figure in ("iou", "f1_h")}
         first = arms[arm][0]
-        rows.append({key: first[key] for key in ("data", "rare_class", "k", "arm")} | told)
+        row = {
+            **{key: first[key] for key in ("data", "rare_class", "k", "arm")},
+            "complete": complete,
+            **told,
+            "recall_by_size": _by_size(arms["real"], arms[arm]),
+            "other_classes": _other_classes(arms["real"], arms[arm]),
+        }
+        rows.append(_renamed(row, {"best": "real", "gan": "added"}))
     return rows
+
+
+def means(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Of one plan's runs: the mean figures of each arm over the draws that all of its arms have."""
+    arms, runs, _ = _by_arm(results, plan)
+    draws = sorted(set.intersection(*(set(of) for of in runs.values()))) if runs else []
+    rows = []
+    for arm in plan.arms if draws else ():
+        if arm in runs:
+            of = {figure: mean_of(runs[arm], draws, figure) for figure in FIGURES}
+            about = {key: arms[arm][0][key] for key in ("data", "rare_class", "k", "arm")}
+            rows.append({**about, "draws": len(draws), **of})
+    return rows
+
+
+def _renamed(told: Any, names: Mapping[str, str]) -> Any:
+    """The same with other names for some keys, at any depth; without the name of the arm held against."""
+    if not isinstance(told, Mapping):
+        return told
+    kept = ((key, value) for key, value in told.items() if key != "best_without_gan")
+    return {names.get(key, key): _renamed(value, names) for key, value in kept}
+
+
+def _other_classes(
+    best: Sequence[Mapping[str, Any]], gan: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Of each other class IoU and F1 of both arms and their lift."""
+    first = best[0]
+    names = [name for name in first["counts"]["classes"] if name != first["rare_class"]]
+    return {
+        name: {figure: _told(as_runs(best, name), as_runs(gan, name), figure) for figure in ("iou", "f1_h")}
+        for name in names
+    }
 
 
 def _held_against(
@@ -169,7 +206,7 @@ def _held_against(
     best = min(gains, key=lambda name: gains[name])
     told = _told(runs[best], runs[arm], figure)
     alarms = _told(runs[best], runs[arm], "fa_per_mpx") if _has_alarms(runs[best], runs[arm]) else None
-    more = alarms is not None and alarms["difference"] > MORE * alarms["best"]
+    more = alarms is not None and alarms["difference"] > 0
     above = told["low"] is not None and told["low"] > 0
     return {
         "best_without_gan": best,

@@ -50,6 +50,7 @@ from rollsight.synth.arms import (
     generator_of,
     is_edited,
     judged,
+    ladder,
     needs_generator,
     run_arm,
     synthetic,
@@ -148,15 +149,21 @@ class Proof:
             raise UserError(f"{held.root}: no {split} image holds {self.rare}: nothing to judge by", USAGE)
 
     def results(self, tell: Tell, on_run: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-        """All runs of the plan, made where they are not there; what another process works on is left out."""
+        """All runs of the plan, made where they are not there.
+
+        What another process works on is waited for, after all others are made.
+        """
         self.check("test")
-        done = []
-        for arm, draw, seed in self.plan.runs():
-            one = self.result(arm, draw, seed, tell)
-            if one is not None:
-                done.append(one)
-                on_run(one)
-        return done
+        done: dict[tuple[str, int, int], dict[str, Any]] = {}
+        for wait in (False, True):
+            for run in self.plan.runs():
+                if run in done:
+                    continue
+                one = self.result(*run, tell, wait=wait)
+                if one is not None:
+                    done[run] = one
+                    on_run(one)
+        return [done[run] for run in self.plan.runs()]
 
     def choose_ratio(self, tell: Tell) -> dict[str, Any]:
         """The ratio with the highest mean IoU of the class on val over some arms, on a draw of its own.
@@ -208,7 +215,8 @@ class Proof:
                 run = self.work / f"{name}-{settings['design']}"
                 net = self._trained(name, run, base, rare, [data for data, _ in added], draw, tell)
             thresholds = self._thresholds(net)
-            told = judged(net, self.found.held(split, draw), self.rare, thresholds)
+            held = self.found.held(split, draw)
+            told = judged(net, held, self.rare, thresholds)
             one = {
                 "data": self.found.data.root.name,
                 "rare_class": self.rare,
@@ -224,13 +232,17 @@ class Proof:
                 "scenes": [sample.group for sample in rare.samples],
                 "groups": told["groups"],
                 "counts": told["counts"],
+                **({"ladder": ladder(net, held, self.rare)} if isinstance(self.found, PieceOut) else {}),
                 "seconds": round(time.monotonic() - started, 1),
             }
             _put(path, one)
             return one
 
     def _thresholds(self, net: nn.Module) -> Thresholds:
-        """Those of the rare class, from val; EVEN where a piece is left out, or no val image holds it."""
+        """Those of the rare class, from val; EVEN where no val image holds it.
+
+        EVEN too where a piece is left out, of val or not: others tell its thresholds (`folds`).
+        """
         data = self.found.data
         val = replace(data, samples=tuple(sample for sample in data.samples if sample.split == "val"))
         if isinstance(self.found, PieceOut) or not self._shown_by(val):

@@ -404,12 +404,12 @@ def prove(
         lacking = kinds[any(arm in WITHOUT_GAN for arm in plan.arms)]
         console.say(f"nothing is shown: --arms {arms} has not {lacking} to hold the others against")
     lines = [
-        _compared(row["arm"], figure, of)
+        _compared(row["arm"], of["best_without_gan"], figure, of)
         for row in rows
         for figure, of in (("IoU", row), ("F1_H", row["f1_h"]))
     ]
     lines += [
-        _compared(row["arm"], figure, row[key])
+        _compared(row["arm"], "real", figure, row[key])
         for row in gains
         for figure, key in (("IoU", "iou"), ("F1_H", "f1_h"))
     ]
@@ -417,9 +417,9 @@ def prove(
         console.say(line)
 
 
-def _compared(arm: str, figure: str, of: dict[str, Any]) -> str:
+def _compared(arm: str, other: str, figure: str, of: dict[str, Any]) -> str:
     span = "no interval" if of["low"] is None else f"{of['low']:+.3f} to {of['high']:+.3f}"
     return (
-        f"{arm} against {of['best_without_gan']}: {figure} {of['difference']:+.3f} ({span}), "
+        f"{arm} against {other}: {figure} {of['difference']:+.3f} ({span}), "
         f"{of['draws']} draws: {'shown' if of['shown'] else 'not shown'}"
     )
