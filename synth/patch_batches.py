@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.synth.degraded import degraded
-from rollsight.synth.mask_bank import TILT, Deformation, Mark, deform, narrow
+from rollsight.synth.mask_bank import TILT, Deformation, Mark, deform, marks_of, narrow
 from rollsight.synth.patches import CleanPlaces, Scene, clean_places, patch_around
 from rollsight.synth.placing import STEEL_CHOICE, gray_around, pasted
 from torch import Tensor
@@ -83,6 +83,8 @@ class PatchSampler:
             value = list(data_classes).index(name) + 1
             mine = [scene for scene in scenes if (scene.mask == value).any()]
             train, held = _hold_back(mine, seed)
+            if not any(mark.defect_class == name for mark in marks_of(train, data_classes)):
+                train = held = mine  # the only marks wide enough for a paste would have been held back
             names = {scene.name for scene in mine}
             places = [place for place in everywhere if place.scene.name in names] or spare
             if not places:

@@ -17,6 +17,7 @@ from rollsight.synth.adversarial import STATE, read_state
 from rollsight.synth.fit_recipe import FitRecipe, check_fit_recipe
 from rollsight.synth.fitting import fit_data, fit_generator
 from rollsight.synth.generator import WEIGHTS, open_generator
+from rollsight.synth.mask_bank import narrow
 from rollsight.synth.patch_batches import PatchSampler
 from rollsight.synth.patches import Scene
 
@@ -186,6 +187,24 @@ def test_empty_masks_and_one_px_defects_are_one_clear_line(scenes, small_fit):
         fit_data(labels, "pit")
     with pytest.raises(UserError, match="class 'dent' is not known"):
         fit_data(labels, "dent")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_only_mark_wide_enough_to_paste_is_not_held_back(seed):
+    rng = np.random.default_rng(0)
+    scenes = []
+    for i in range(5):
+        mask = np.zeros((96, 96), dtype=np.uint8)
+        mask[10:20, 10:14] = i == 0
+        mask[10, 10] = 1
+        image = (rng.normal(0.5, 0.01, (96, 96)) + 0.3 * mask).astype(np.float32)
+        scenes.append(Scene(image, mask, f"{i}", f"piece-{i}"))
+
+    sampler = PatchSampler(
+        scenes, ("pit",), ("pit",), rare="pit", rare_share=0.6, size_px=32, batch=4, seed=seed
+    )
+
+    assert not any(narrow(mask.numpy() > 0) for mask in sampler.batch(0).mask[:, 0])
 
 
 def test_without_any_clean_steel_backgrounds_are_asked_for(scenes, tmp_path, small_fit):
