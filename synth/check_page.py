@@ -34,7 +34,7 @@ def write_page(path: Path, check: Check, title: str, seed: int = 0) -> None:
             blind=[(_uri(crop), answer) for crop, answer in blind],
             made=_uris(check.made[n:]),
             real=_uris(check.real[n:]),
-            dropped=[one for one in check.samples if one.dropped],
+            dropped=[(_uri(crop), why) for crop, why in check.dropped[:SHOWN]],
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
     )
     if figures["copies"] is not None:
         share = f"{figures['copies']['share']:.1%}"
-        rows.append(("crops that correlate 0.95 or more with one of training", share))
+        rows.append(("defects that correlate 0.95 or more with one of training, steel apart", share))
     for name, value in figures["diversity"].items():
         rows.append((f"diversity, mean distance within: {name}", _number(value)))
     return rows

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rollsight.inspect.nets import NETS
+from rollsight.synth.degraded import surroundings
+from rollsight.synth.mask_bank import Bools
 
 CROP_PX = 96  # of every crop
 CONTEXT = 1.5  # of the defect's longer side that a crop shows
@@ -20,17 +22,31 @@ COPY_CORRELATION = 0.95  # from it on a crop is called a copy
 COPY_RATIO = 0.8  # of distances to training and to held-out crops: alarm below
 
 Crop = NDArray[np.float32]  # (96, 96) in [0, 1]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1, half-open
 
 
-def crop_of(image: NDArray[np.float32], box: tuple[int, int, int, int]) -> Crop:
-    """The square around a box x0, y0, x1, y1, half-open, of an image (H, W); it stays in the image."""
+def crop_of(image: NDArray[np.float32], box: Box) -> Crop:
+    """The square around a box of an image (H, W); it stays in the image."""
+    return _square(image, box).clip(0, 1)
+
+
+def residual_of(image: NDArray[np.float32], inside: Bools, box: Box) -> Crop:
+    """As `crop_of` what a defect, its px `inside` (H, W), adds to the gray around it; 0 beside it.
+
+    A defect that was copied onto other steel is the same there, and only there.
+    """
+    added = np.where(inside, image - image[surroundings(inside)].mean(), 0) if inside.any() else image * 0
+    return _square(added.astype(np.float32), box)
+
+
+def _square(image: NDArray[np.float32], box: Box) -> Crop:
     x0, y0, x1, y1 = box
     side = round(max(SMALLEST_PX, CONTEXT * max(x1 - x0, y1 - y0)))
     side = min(side, *image.shape)
     y = int(np.clip((y0 + y1 - side) // 2, 0, image.shape[0] - side))
     x = int(np.clip((x0 + x1 - side) // 2, 0, image.shape[1] - side))
     part = Image.fromarray(np.ascontiguousarray(image[y : y + side, x : x + side]))
-    return np.asarray(part.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)).clip(0, 1)
+    return np.asarray(part.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR))
 
 
 class Features:
@@ -110,9 +126,9 @@ def spread(features: NDArray[np.float64]) -> float:
 
 
 def largest_correlation(made: Sequence[Crop], train: Sequence[Crop]) -> NDArray[np.float64]:
-    """Of each made crop its largest correlation with any training crop, over the four flips: (n,).
+    """Of each made residual its largest correlation with that of any training defect, in four flips: (n,).
 
-    At 32 x 32 px and without its mean, so that a defect that was copied onto other steel shows.
+    Of `residual_of`, at 32 x 32 px and without the mean.
     """
     known = np.concatenate([_unit([crop[::y, ::x] for crop in train]) for y in (1, -1) for x in (1, -1)])
     return np.asarray((_unit(made) @ known.T).max(axis=1))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,17 @@ from rollsight.synth.degraded import contrast_at
 from rollsight.synth.features import (
     COPY_CORRELATION,
     COPY_RATIO,
+    Box,
     Crop,
     Features,
     crop_of,
     kid,
     largest_correlation,
     nearest_ratio,
+    residual_of,
     spread,
 )
-from rollsight.synth.mask_bank import Bools, Mark, marks_of
+from rollsight.synth.mask_bank import Bools, marks_of
 from rollsight.synth.patches import Scene, class_value, clean_places, read_scenes
 from scipy import ndimage
 from torch import nn
@@ -49,6 +51,7 @@ MOST_CROPS = 300  # of a set
 OWN_STEPS = 4  # a segmenter's own steps are a quarter of those of the net that both begin from
 SEEN = 0.5  # of real defects: segmenters that see fewer of them say nothing of made ones
 JUDGE = Recipe(net="fast", attention="none", mosaic=1, batch=12, balanced=0.5, small_weight=0.0, fewest=0)
+_T = TypeVar("_T")
 CLEAN_PX = 48  # side of the clean windows of the ceiling
 
 
@@ -61,7 +64,11 @@ class Judged:
     kept_contrast: float  # the least of its marks
     area: float  # of the mark whose ratio is farthest from 1
     agreement: float  # least IoU with the segmenter; nan where none was heard
-    box: tuple[int, int, int, int]  # of its first mark
+    box: Box  # of its first mark
+
+    def scores(self) -> dict[str, float | None]:
+        """What the provenance of a kept sample says of the check."""
+        return {"area_ratio": round(self.area, 4), "agreement": _number(round(self.agreement, 4))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,24 @@ class Check:
 
     samples: list[Judged]
     figures: dict[str, Any]
-    made: list[Crop]
+    made: list[Crop]  # of samples that are kept
+    dropped: list[tuple[Crop, str]]  # of samples that are not, and why
     real: list[Crop]  # of held-out images
+
+
+@dataclass(frozen=True, slots=True)
+class _Defect:
+    """One defect of an image, (H, W) both."""
+
+    image: NDArray[np.float32]
+    inside: Bools
+    box: Box
+
+    def crop(self) -> Crop:
+        return crop_of(self.image, self.box)
+
+    def residual(self) -> Crop:
+        return residual_of(self.image, self.inside, self.box)
 
 
 def check_set(
@@ -110,26 +133,59 @@ def check_set(
     segmenters = {"steps": steps, **_on_real(nets, scenes, of_val, value)} if nets else None
     heard = segmenters is not None and segmenters["heard"]
     samples = {sample.image.name: sample for sample in made.samples if isinstance(sample, ImageFile)}
-    judged, crops = [], []
+    judged = []
     for line in lines:
-        sample = samples.get(Path(line["image"]).name)
-        if sample is None:
-            raise UserError(f"{folder}: no image {line['image']} of its provenance: make the data again")
-        image, mask = sample.read()
-        judged.append(_judge(line, image[0], mask, nets if heard else {}, value))
-        crops += _made_crops(line, image[0])
+        image, mask = _sample_of(line, samples, folder)
+        judged.append(_judge(line, image, mask, nets if heard else {}, value))
     judged = _few_easy(judged)
-    train_marks = [mark for mark in marks_of(scenes, labels.classes) if mark.defect_class == name]
-    held_marks = [mark for mark in marks_of(of_val, labels.classes) if mark.defect_class == name]
-    sets = {
-        "made": _some(crops, seed),
-        "train": _some(_crops(train_marks, scenes), seed),
-        "held": _some(_crops(held_marks, of_val), seed),
-        "clean": _clean(scenes, seed),
+    kept, left = (
+        [line for one, line in zip(judged, lines, strict=True) if bool(one.dropped) is out]
+        for out in (False, True)
+    )
+
+    def new(line: dict[str, Any], number: int) -> _Defect:
+        image, mask = _sample_of(line, samples, folder)
+        return _new_defects(line, image, mask == value)[number]
+
+    marks = [(line, number) for line in kept for number in range(len(line["marks"]))]
+    chosen = {
+        "made": [new(*one) for one in _some(marks, seed)],
+        "train": _some(_labelled(scenes, labels.classes, name), seed),
+        "held": _some(_labelled(of_val, labels.classes, name), seed),
+        "clean": _some(_clean(scenes, seed), seed),
     }
-    figures = _figures(judged, sets)
+    crops = {kind: [defect.crop() for defect in of] for kind, of in chosen.items()}
+    residuals = {kind: [defect.residual() for defect in chosen[kind]] for kind in ("made", "train")}
+    figures = _figures(judged, crops, residuals)
     figures["segmenters"] = segmenters
-    return Check(judged, figures, sets["made"], sets["held"])
+    why = {one.image: one.dropped for one in judged}
+    dropped = [(new(line, 0).crop(), why[line["image"]]) for line in left[:MOST_CROPS]]
+    return Check(judged, figures, crops["made"], dropped, crops["held"])
+
+
+def _sample_of(
+    line: dict[str, Any], samples: Mapping[str, Sample], folder: Path
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Image and mask (H, W) of a line of provenance."""
+    sample = samples.get(Path(line["image"]).name)
+    if sample is None:
+        raise UserError(f"{folder}: no image {line['image']} of its provenance: make the data again")
+    image, mask = sample.read()
+    return image[0], mask
+
+
+def _new_defects(line: dict[str, Any], image: NDArray[np.float32], inside: Bools) -> list[_Defect]:
+    """Of a sample those that were made, without px of others within their boxes; inside: px of the class."""
+    parts, _ = ndimage.label(inside, np.ones((3, 3)))
+    boxes = ndimage.find_objects(parts)
+    found = []
+    for mark in line["marks"]:
+        x0, y0, x1, y1 = mark["box"]
+        place = (slice(y0, y1), slice(x0, x1))
+        own = np.zeros_like(inside)
+        own[place] = parts[place] == boxes.index(place) + 1 if place in boxes else inside[place]
+        found.append(_Defect(image, own, (x0, y0, x1, y1)))
+    return found
 
 
 def _judge(
@@ -140,13 +196,12 @@ def _judge(
     value: int,
 ) -> Judged:
     areas, agreements, inside = [], [], mask == value
-    for mark in line["marks"]:
-        x0, y0, x1, y1 = mark["box"]
-        own = np.zeros_like(inside)
-        own[y0:y1, x0:x1] = inside[y0:y1, x0:x1]
-        areas.append(area_ratio(image, own, inside & ~own))
+    defects = _new_defects(line, image, inside)
+    for mark, defect in zip(line["marks"], defects, strict=True):
+        others = inside & ~defect.inside
+        areas.append(area_ratio(image, defect.inside, others))
         if nets:
-            agreements.append(iou_nearby(nets[mark["group"]](image), own))
+            agreements.append(iou_nearby(nets[mark["group"]](image) & ~others, defect.inside))
     kept = min(mark["contrast_kept"] for mark in line["marks"])
     area = max(areas, key=lambda ratio: abs(math.log(max(ratio, 1e-3))))
     agreement = min(agreements) if agreements else math.nan
@@ -159,8 +214,7 @@ def _judge(
         dropped = "other size than its label"
     elif agreement < DISAGREES:
         dropped = "segmenter does not see it"
-    box = line["marks"][0]["box"]
-    return Judged(line["image"], dropped, kept, area, agreement, (box[0], box[1], box[2], box[3]))
+    return Judged(line["image"], dropped, kept, area, agreement, defects[0].box)
 
 
 def sample_digest(folder: Path, image: str) -> str:
@@ -309,45 +363,50 @@ def held_scenes(labels: LabelledData) -> list[Scene]:
     return scenes
 
 
-def _crops(marks: list[Mark], scenes: list[Scene]) -> list[Crop]:
+def _labelled(scenes: Sequence[Scene], classes: Sequence[str], name: str) -> list[_Defect]:
+    """All defects of a class on real scenes."""
     images = {scene.name: scene.image for scene in scenes}
-    crops = []
-    for mark in marks:
-        ys, xs = np.nonzero(mark.inside)
-        y, x = mark.origin
-        box = (int(xs.min()) + x, int(ys.min()) + y, int(xs.max()) + x + 1, int(ys.max()) + y + 1)
-        crops.append(crop_of(images[mark.source], box))
-    return crops
+    found = []
+    for mark in marks_of(scenes, classes):
+        if mark.defect_class == name:
+            (y, x), (rows, columns) = mark.origin, mark.box
+            image = images[mark.source]
+            inside = np.zeros(image.shape, dtype=bool)
+            inside[y : y + mark.inside.shape[0], x : x + mark.inside.shape[1]] = mark.inside
+            box = (columns.start + x, rows.start + y, columns.stop + x, rows.stop + y)
+            found.append(_Defect(image, inside, box))
+    return found
 
 
-def _clean(scenes: list[Scene], seed: int) -> list[Crop]:
+def _clean(scenes: list[Scene], seed: int) -> list[_Defect]:
+    """Windows without any defect, taken as if they were some."""
     rng = np.random.default_rng(seed)
-    crops = []
+    found = []
     for place in clean_places([scene for scene in scenes if not (scene.mask == IGNORE).all()], CLEAN_PX):
         y, x = place.origins[rng.integers(len(place.origins))].tolist()
-        crops.append(crop_of(place.scene.image, (x + 8, y + 8, x + CLEAN_PX - 8, y + CLEAN_PX - 8)))
-    return _some(crops, seed)
+        box = (x + 8, y + 8, x + CLEAN_PX - 8, y + CLEAN_PX - 8)
+        found.append(_Defect(place.scene.image, place.scene.mask > 0, box))
+    return found
 
 
 def made_crops(folder: Path) -> list[Crop]:
     """The crops of all new defects of a synthetic folder."""
-    crops = []
-    for line in open_provenance(folder):
-        crops += _made_crops(line, read_gray(folder / line["image"]))
-    return crops
+    return [
+        crop_of(read_gray(folder / line["image"]), tuple(mark["box"]))
+        for line in open_provenance(folder)
+        for mark in line["marks"]
+    ]
 
 
-def _made_crops(line: dict[str, Any], image: NDArray[np.float32]) -> list[Crop]:
-    return [crop_of(image, tuple(mark["box"])) for mark in line["marks"]]
+def _some(found: list[_T], seed: int) -> list[_T]:
+    chosen = np.random.default_rng(seed).permutation(len(found))[:MOST_CROPS]
+    return [found[int(i)] for i in chosen]
 
 
-def _some(crops: list[Crop], seed: int) -> list[Crop]:
-    chosen = np.random.default_rng(seed).permutation(len(crops))[:MOST_CROPS]
-    return [crops[int(i)] for i in chosen]
-
-
-def _figures(judged: list[Judged], sets: dict[str, list[Crop]]) -> dict[str, Any]:
-    """The figures of a check; None where a set is too small for one."""
+def _figures(
+    judged: list[Judged], sets: dict[str, list[Crop]], residuals: dict[str, list[Crop]]
+) -> dict[str, Any]:
+    """The figures of a check; None where a set is too small for one. Distances are of what is kept."""
     features = Features()
     of = {name: features(crops) for name, crops in sets.items() if crops}
     dropped: dict[str, int] = {}
@@ -372,9 +431,10 @@ def _figures(judged: list[Judged], sets: dict[str, list[Crop]]) -> dict[str, Any
             if first in of:
                 mean, deviation = kid(of[first], of["held"])
                 told["kid"][name] = {"mean": _number(mean), "spread": _number(deviation)}
+    if {"made", "train", "held"} <= of.keys():
         told["nearest_ratio"] = _number(nearest_ratio(of["made"], of["train"], of["held"]))
-    if sets["train"]:
-        correlation = largest_correlation(sets["made"], sets["train"])
+    if residuals["made"] and residuals["train"]:
+        correlation = largest_correlation(residuals["made"], residuals["train"])
         told["copies"] = {
             "median_correlation": float(np.median(correlation)),
             "share": float((correlation >= COPY_CORRELATION).mean()),
@@ -399,7 +459,12 @@ def write_kept(folder: Path, check: Check, out: Path) -> int:
         )
         for s in kept
     )
-    lines = [line for line in open_provenance(folder) if Path(line["image"]).name not in dropped]
+    scores = {Path(one.image).name: one.scores() for one in check.samples}
+    lines = [
+        {**line, "check": scores[Path(line["image"]).name]}
+        for line in open_provenance(folder)
+        if Path(line["image"]).name not in dropped
+    ]
     card = checked_card(folder, lines, check.figures["dropped"])
 
     def beside(staging: Path) -> None:

@@ -21,6 +21,7 @@ from rollsight.synth.features import (
     kid,
     largest_correlation,
     nearest_ratio,
+    residual_of,
     spread,
 )
 from rollsight.synth.fitting import fit_data, fit_generator
@@ -28,6 +29,7 @@ from rollsight.synth.patches import read_scenes
 from rollsight.synth.realism import (
     Judged,
     _few_easy,
+    _new_defects,
     _on_real,
     area_ratio,
     check_set,
@@ -74,6 +76,41 @@ def test_a_flipped_copy_correlates_fully_and_noise_does_not():
     )
 
     assert found[0] == pytest.approx(1, abs=1e-6) and found[1] < 0.3
+
+
+def test_a_defect_on_other_steel_is_the_same_residual_and_another_crop():
+    rng = np.random.default_rng(0)
+    inside = np.zeros((64, 64), dtype=bool)
+    inside[20:44, 30:36] = True
+    texture, box = rng.normal(0.2, 0.03, (64, 64)) * inside, (30, 20, 36, 44)
+    first, second = (
+        np.where(inside, level + texture, rng.normal(level, 0.15, (64, 64))).astype(np.float32)
+        for level in (0.3, 0.6)
+    )
+    half = inside & (np.arange(64)[:, None] < 32)
+
+    on_others = largest_correlation([residual_of(second, inside, box)], [residual_of(first, inside, box)])
+    of_crops = largest_correlation([crop_of(second, box)], [crop_of(first, box)])
+    shorter = largest_correlation([residual_of(second, half, box)], [residual_of(first, inside, box)])
+
+    assert on_others[0] > 0.98 and of_crops[0] < 0.8 and shorter[0] < 0.8
+    assert not residual_of(first, inside & False, box).any()
+
+
+def test_a_mark_within_the_box_of_a_longer_one_is_no_part_of_it():
+    image, mask = np.full((60, 60), 0.5, np.float32), np.zeros((60, 60), dtype=bool)
+    rows = np.arange(5, 55)
+    for x in range(3):
+        mask[rows, rows + x - 1] = True
+    mask[10:14, 45:49] = True
+    line = {"marks": [{"box": [4, 5, 56, 55]}, {"box": [45, 10, 49, 14]}]}
+
+    long, short = _new_defects(line, image, mask)
+
+    assert (long.inside.sum(), short.inside.sum()) == (150, 16)
+    assert not (long.inside & short.inside).any()
+    [cut] = _new_defects({"marks": [{"box": [4, 5, 50, 40]}]}, image, mask)  # no component has that box
+    assert cut.inside.sum() == mask[5:40, 4:50].sum()
 
 
 def test_sameness_has_no_spread():
@@ -144,6 +181,9 @@ def test_a_check_drops_what_lost_its_contrast_and_writes_the_rest(made, few_scen
     assert write_kept(copy, found, tmp_path / "kept") == found.figures["kept"]
     kept = {sample.image.name for sample in open_labels(tmp_path / "kept").samples}
     assert kept == {name.split("/")[-1] for name, reason in why.items() if not reason}
+    scored = [json.loads(line) for line in (tmp_path / "kept" / "provenance.jsonl").read_text().splitlines()]
+    assert all(0.5 <= line["check"]["area_ratio"] <= 2 for line in scored)
+    assert {line["check"]["agreement"] for line in scored} == {None}  # no segmenter was asked for
     card = json.loads((tmp_path / "kept" / "dataset.json").read_text())
     assert (card["samples"], card["dropped_by_check"]) == (found.figures["kept"], found.figures["dropped"])
     assert "dropped 1: contrast lost" in (tmp_path / "kept" / "croissant.json").read_text()
@@ -153,7 +193,7 @@ def test_a_check_drops_what_lost_its_contrast_and_writes_the_rest(made, few_scen
 
     write_page(tmp_path / "page.html", found, "Check of set")
     page = (tmp_path / "page.html").read_text()
-    assert "Blind test" in page and "contrast lost" in page
+    assert "Blind test" in page and "<figcaption>contrast lost</figcaption>" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
