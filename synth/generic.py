@@ -22,7 +22,7 @@ from rollsight.inspect.labels import IGNORE, LabelledData, describe, is_rolls
 from rollsight.synth.adversarial import STATE, Adversary, fit, read_state
 from rollsight.synth.backgrounds import Backgrounds
 from rollsight.synth.compose import Order, make_data
-from rollsight.synth.features import Features, kid
+from rollsight.synth.features import COPY_RATIO, Features, kid
 from rollsight.synth.fit_recipe import FitRecipe
 from rollsight.synth.gan import Editor
 from rollsight.synth.generator import (
@@ -337,14 +337,17 @@ def _readme(card: GenericCard) -> str:
         "KID on features of EfficientNet-Lite0 over crops of val, as `inspect synth check` gives it, "
         f"of {samples} samples of each class: mean ± spread over subsets, smaller is nearer. It is an alarm, "
         "no proof that they help. Floor: real ones of train; ceiling: clean steel; paste: the same marks "
-        "without the net.",
+        "without the net. Nearest: distance to the nearest training defect over that to the nearest held-out "
+        f"one, alarm below {COPY_RATIO}.",
         "",
-        "| data | class | made | paste | floor | ceiling | held crops |",
-        "|---|---|---|---|---|---|---|",
+        "| data | class | made | paste | floor | ceiling | nearest | held crops |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for check in card.checks:
         kids = " | ".join(_told(check[name]) for name in ("made", "paste", "floor", "ceiling"))
-        lines.append(f"| {check['source']} | {check['class']} | {kids} | {check['held']} |")
+        ratio = check["nearest_ratio"]
+        nearest = "-" if ratio is None else f"{ratio:.2f}" + (" (alarm)" if ratio < COPY_RATIO else "")
+        lines.append(f"| {check['source']} | {check['class']} | {kids} | {nearest} | {check['held']} |")
     unsaid = [n for n in card.classes if n not in {check["class"] for check in card.checks}]
     if unsaid:
         lines += ["", f"Too few in val for figures: {', '.join(unsaid)}."]

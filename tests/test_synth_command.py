@@ -110,6 +110,25 @@ def test_a_proof_takes_the_steps_of_its_plan_by_default():
     assert tuple(asked["arms"].default.split(",")) == Plan().arms
 
 
+def test_a_proof_fits_the_generator_of_a_draw_as_often_as_asked(few_scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rollsight.synth.arms.SETTLING", 1)  # 30 batches for each net take a minute
+    short = [f"--{name}" for name in ("steps", "base-steps", "fit-steps", "generic-steps", "samples")]
+    asked = ("--k", 2, "--draws", 1, "--fits", 2, "--arms", "real,gan", "--ratio", 0.5)
+
+    inspect(
+        *("synth", "prove", "scratch", "--labels", few_scenes, "--out", tmp_path / "proof", "--json"),
+        *asked,
+        *(word for name in short for word in (name, 1)),
+    )
+
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = json.loads((tmp_path / "proof" / "summary.json").read_text())["rows"]
+    assert [(row["arm"], row["gan_seed"]) for row in rows] == [("real", None), ("gan", 0), ("gan", 1)]
+    fitted = list((tmp_path / "proof" / "work").glob("*-gan-d0-s[01]-????????"))
+    assert (told["runs"], len(fitted)) == (3, 2)
+    assert told["summary"][0]["complete"] and [row["arm"] for row in told["over_real"]] == ["gan"]
+
+
 def test_a_proof_without_val_asks_for_the_ratio(few_scenes, tmp_path):
     labels = shutil.copytree(few_scenes, tmp_path / "labels")
     table = (labels / "manifest.csv").read_text()

@@ -315,6 +315,10 @@ def prove(
         int, typer.Option(min=0, help="Scenes of the class in a draw; 0: all there are, with --draws 1.")
     ] = 10,
     draws: Annotated[int, typer.Option(min=1, help="Draws of these scenes; 3 or more give intervals.")] = 4,
+    fits: Annotated[
+        int,
+        typer.Option(min=1, help="Fits of each draw's generator; with 2 the interval covers their chance."),
+    ] = 1,
     arms: Annotated[
         str,
         typer.Option(
@@ -347,16 +351,19 @@ def prove(
     from rollsight.inspect.labels import open_labels
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
-    from rollsight.synth.arms import ARMS, RATIO, WITHOUT_GAN
+    from rollsight.synth.arms import ARMS, RATIO, WITHOUT_GAN, needs_generator
     from rollsight.synth.draws import rarity
     from rollsight.synth.lift import over_real, summary
     from rollsight.synth.proof import Plan, Proof, write_summary
 
     torch.set_num_threads(threads or slots())
+    names = tuple(name.strip() for name in arms.split(","))
     plan = Plan(
         k=k or None,
         draws=tuple(range(draws)),
-        arms=tuple(name.strip() for name in arms.split(",")),
+        arms=names,
+        gan_seeds=dict.fromkeys(range(draws), fits),
+        refitted=tuple(name for name in names if needs_generator(name)),
         ratio=RATIO if ratio is None else ratio,
         steps=steps,
         base_steps=base_steps,
