@@ -75,6 +75,7 @@ def main() -> None:
                 work(found, plan, until)
     told = finished()
     missing: dict[str, int] = {}
+    seconds = 0.0
     rows: list[dict[str, Any]] = []
     lifts: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
@@ -84,6 +85,7 @@ def main() -> None:
         wanted = sum(1 for _ in plan.runs())
         done = of_plan(told, Proof(found, with_ratio(found, plan), WORK, OUT))
         missing[name] = wanted - len(done)
+        seconds += sum(one["seconds"] for one in done)
         print(name, f"{len(done)} of {wanted} runs")
         if plan.k is None:
             apart, together = folds(done)
@@ -96,7 +98,7 @@ def main() -> None:
             by_arm += means(done, plan)
     if not asked.list:
         figures = {"summary": lifts, "over_real": gains, "means": by_arm, "folds": pieces, "rows": rows}
-        write_result("synth_lift", {"missing_runs": missing, **figures}, seed=0)
+        write_result("synth_lift", {"missing_runs": missing, "hours_of_runs": seconds / 3600, **figures}, seed=0)
 
 
 def all_cases(folder: Path) -> dict[str, tuple[Draws, Plan]]:

@@ -34,6 +34,7 @@ def write_page(path: Path, check: Check, title: str, seed: int = 0) -> None:
             blind=[(_uri(crop), answer) for crop, answer in blind],
             made=_uris(check.made[n:]),
             real=_uris(check.real[n:]),
+            held_out=check.held_out,
             dropped=[(_uri(crop), why) for crop, why in check.dropped[:SHOWN]],
         )
     )

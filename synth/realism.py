@@ -79,7 +79,8 @@ class Check:
     figures: dict[str, Any]
     made: list[Crop]  # of samples that are kept
     dropped: list[tuple[Crop, str]]  # of samples that are not, and why
-    real: list[Crop]  # of held-out images
+    real: list[Crop]  # of held-out images; where these have none, of those that the defects come from
+    held_out: bool  # whether it is of held-out ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,8 @@ def check_set(
     figures["segmenters"] = segmenters
     why = {one.image: one.dropped for one in judged}
     dropped = [(new(line, 0).crop(), why[line["image"]]) for line in left[:MOST_CROPS]]
-    return Check(judged, figures, crops["made"], dropped, crops["held"])
+    held_out = bool(crops["held"])
+    return Check(judged, figures, crops["made"], dropped, crops["held" if held_out else "train"], held_out)
 
 
 def _sample_of(

@@ -191,8 +191,10 @@ def test_a_check_drops_what_lost_its_contrast_and_writes_the_rest(made, few_scen
     with pytest.raises(UserError, match=r"dataset.json: not the card of a set .*: make the data again"):
         write_kept(copy, found, tmp_path / "again")
 
+    assert not found.held_out and len(found.real) == 3  # val has none of the class, train three
     write_page(tmp_path / "page.html", found, "Check of set")
     page = (tmp_path / "page.html").read_text()
+    assert "Real, of the images that the defects come from" in page and "none of them held out" in page
     assert "Blind test" in page and "<figcaption>contrast lost</figcaption>" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
