@@ -195,6 +195,15 @@ class LocalPlace:
             else:
                 (self.path / name).write_bytes(data)
 
+    def version(self, name: str) -> str | None:
+        """What changes when a file is written anew: its size and time; None where there is none."""
+        with disk_errors(self.path):
+            try:
+                status = (self.path / name).stat()
+            except FileNotFoundError:
+                return None
+        return f"{status.st_size} {status.st_mtime_ns}"
+
     def unfit(self, names: Iterable[str], most: int) -> str | None:
         """The first file that is missing, empty or over `most` bytes, in words; None where all are fit."""
         for name in names:
@@ -267,6 +276,18 @@ class RemotePlace:
         """A small object in one PUT: readers see the old one or the new one."""
         with self.errors():
             self._fs.pipe_file(f"{self._root}/{name}", data)
+
+    def version(self, name: str) -> str | None:
+        """What changes when an object is written anew, as the store tells it; None where there is none."""
+        key = f"{self._root}/{name}"
+        with self.errors():
+            try:
+                told = [str(self._fs.checksum(key))]
+            except FileNotFoundError:
+                return None
+            with contextlib.suppress(NotImplementedError):  # a store without times, as over HTTP
+                told.append(self._fs.modified(key).isoformat())
+        return " ".join(told)
 
     def unfit(self, names: Iterable[str], most: int) -> str | None:
         """The first object that is missing, empty or over `most` bytes, in words; None where all are fit."""

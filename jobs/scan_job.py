@@ -28,6 +28,7 @@ from rollsight.inspect.errors import FAILED, LOCKED, PARTIAL, UserError
 from rollsight.inspect.models import Model
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.report.page import write_page
+from rollsight.inspect.roll_places import place_of
 from rollsight.inspect.rolls import MAX_LINES, LabelWriter, Roll, write_durably
 from rollsight.inspect.scan import (
     BAND_SIZES,
@@ -42,9 +43,11 @@ from rollsight.inspect.scan import (
 from rollsight.inspect.tiles import CELL
 from rollsight.jobs.cluster import Executor, Threads, scan_bands, window
 from rollsight.jobs.executors import open_executor
-from rollsight.jobs.summary import from_strip_edge, summarise
+from rollsight.jobs.summary import from_strip_edge, strip_edges, summarise
 from rollsight.jobs.workers import Band, BandJob, Fault, Setup, probe
 
+MASK = "mask.zarr"  # in a run's folder, where the roll is remote or read-only
+IMAGE = "image.txt"  # beside it: which image it is of
 OUTPUTS = ("summary.json", "report.html", "defects.csv", "defects.parquet", "faint_lines.csv")
 SUSPECT_DEATHS = 2  # scans that died while a band was at work in them: the next one gives it its own process
 FAINT_LINES = pa.schema(
@@ -81,7 +84,7 @@ class Planned:
     @property
     def mask(self) -> Path | None:
         """The folder of the mask where it cannot lie beside the image: the roll is remote or read-only."""
-        own = self.folder / "mask.zarr"
+        own = self.folder / MASK
         return own if own.is_dir() or not self.roll.is_writable else None
 
     def open_mask(self) -> LabelWriter:
@@ -224,7 +227,7 @@ def faint_line_table(scan: Planned, receipts: list[Receipt], table: pa.Table) ->
     `in_table` is the share of a line's length where a defect of its class stands in `table` already.
     """
     per_px, per_line = scan.roll.strip.mm_per_px_x, scan.roll.strip.mm_per_line
-    left = [row.left or 0 for receipt in receipts for row in receipt.rows]
+    left, _ = strip_edges([row for receipt in receipts for row in receipt.rows], scan.roll.width)
     same = np.array(table["class"].to_pylist()) == scan.plan.along
     x0, y0, x1, y1 = (table[name].to_numpy()[same] for name in ("x0", "y0", "x1", "y1"))
     rows = []
@@ -234,7 +237,7 @@ def faint_line_table(scan: Planned, receipts: list[Receipt], table: pa.Table) ->
         beside = (x0 < line.x1) & (x1 > line.x0) & (y0 < end) & (y1 > line.y0)
         for a, b in zip(y0[beside], y1[beside], strict=True):
             seen[max(a - line.y0, 0) : b - line.y0] = True
-        x = line.head_px - left[line.y0 // CELL]
+        x = line.head_px - int(left[line.y0 // CELL])
         rows.append(
             {
                 "class": scan.plan.along,
@@ -403,6 +406,8 @@ def estimate_roll(scan: Planned, executor: Executor, band_lines: int | None = No
     need = slot_bytes(plan, roll.modes, band_lines)
     valid: list[Receipt] = []
     with contextlib.suppress(UserError):  # none was begun
+        if scan.mask is not None and _is_of_another(scan, _image(roll)):
+            raise UserError("what was begun is of another image")
         label = scan.open_mask()
         valid = [receipt for band in bands if (receipt := scan.receipt(band, label)) is not None]
     if valid:
@@ -474,6 +479,9 @@ def lock(folder: Path) -> Iterator[None]:
 
 def mask_of(scan: Planned, band_lines: int) -> LabelWriter:
     """The mask of the run, to be written or to go on with."""
+    told = None if scan.mask is None else _image(scan.roll)
+    if told is not None and _is_of_another(scan, told):
+        _forget(scan)
     roll, plan, folder = scan.roll, scan.plan, scan.mask
     place = folder or roll.path / "labels" / plan.run_id
     if place.is_dir():
@@ -487,7 +495,7 @@ def mask_of(scan: Planned, band_lines: int) -> LabelWriter:
             shutil.rmtree(place)
     if not place.is_dir():
         (scan.folder / "begun.log").unlink(missing_ok=True)
-    return LabelWriter.create(
+    label = LabelWriter.create(
         roll.location,
         plan.run_id,
         plan.classes,
@@ -496,6 +504,34 @@ def mask_of(scan: Planned, band_lines: int) -> LabelWriter:
         shard_lines=band_lines,
         folder=folder,
     )
+    if folder is not None and told is not None:
+        write_durably(scan.folder / IMAGE, told.encode())
+    return label
+
+
+def _image(roll: Roll) -> str:
+    """Where the image lies, and what tells it from another that was there before: of its first shard.
+
+    That stays as it is while a roll grows, and of a blank one there is none: then of its description.
+    """
+    location = roll.location
+    place = place_of(location.resolve() if isinstance(location, Path) else location)
+    return f"{place} {place.version('0/c/0/0/0') or place.version('zarr.json')}\n"
+
+
+def _is_of_another(scan: Planned, image: str) -> bool:
+    """Whether the mask in the run's folder is of another image: nothing of that one says anything of this."""
+    own, told = scan.folder / MASK, scan.folder / IMAGE
+    begun = own.is_dir() and any(own.iterdir())
+    return begun and (not told.is_file() or told.read_text(encoding="utf-8") != image)
+
+
+def _forget(scan: Planned) -> None:
+    """Remove a run's mask, receipts and outputs, the page first."""
+    _clear(scan, [])
+    for name in ("begun.log", IMAGE):
+        (scan.folder / name).unlink(missing_ok=True)
+    shutil.rmtree(scan.folder / MASK)
 
 
 def _write_outputs(folder: Path, table: pa.Table, summary: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """What is said of a whole roll: size, coverage, verdict, counts. From the receipts of its bands alone."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def summarise(
             reasons.append("no white level is known for 16 bit: if the camera has fewer, ingest with --white")
     counts = Counter(table["class"].to_pylist())
     width_px = float(np.median(right - left))
-    listed = joined(parts)
+    listed, exact = joined(parts)
     return {
         "roll_id": roll.roll_id,
         "run_id": plan.run_id,
@@ -62,6 +63,7 @@ def summarise(
         "thresholds": dict(zip(plan.classes, plan.thresholds, strict=True)),
         "not_inspected": [asdict(part) for part in listed],
         "not_inspected_parts": len(parts),
+        "not_inspected_exact": exact,
         "edges": [
             [row.y0, int(left[i]), int(right[i])]
             for i, row in enumerate(rows)
@@ -85,18 +87,27 @@ def summarise(
 def strip_edges(rows: list[CellRow], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Drive-side and operator-side edge of each row of cells, in px.
 
-    Where no strip was seen they lie between the neighbours'. Where an edge lies more than a cell inside the
-    roll's median edge, the strip did not get narrower: a lamp failed there, and the edge is the median's.
+    Where no strip was seen they lie between the neighbours'. Where the strip seems more than a cell narrower
+    than its median width it did not get so: a lamp failed, and an edge that lies more than a cell inside of
+    that between the neighbours of full width is theirs. A strip that wanders keeps its width, and its edges.
     """
     seen = [i for i, row in enumerate(rows) if row.left is not None]
     if not seen:
         return np.zeros(len(rows), dtype=np.int64), np.full(len(rows), width, dtype=np.int64)
     at = np.arange(len(rows))
-    left = np.round(np.interp(at, seen, [rows[i].left or 0 for i in seen])).astype(np.int64)
-    right = np.round(np.interp(at, seen, [rows[i].right or 0 for i in seen])).astype(np.int64)
-    usual_left, usual_right = int(np.median(left[seen])), int(np.median(right[seen]))
-    left = np.where(left > usual_left + CELL, usual_left, left)
-    return left, np.where(right < usual_right - CELL, usual_right, right)
+    edges = np.array([(rows[i].left or 0, rows[i].right or 0) for i in seen])
+    widths = edges[:, 1] - edges[:, 0]
+    full = widths >= np.median(widths) - CELL
+    whole = [_between(at, np.array(seen)[full], edges[full, side]) for side in (0, 1)]
+    left, right = (_between(at, np.array(seen), edges[:, side]) for side in (0, 1))
+    narrow = np.isin(at, np.array(seen)[~full])
+    left = np.where(narrow & (left > whole[0] + CELL), whole[0], left)
+    return left, np.where(narrow & (right < whole[1] - CELL), whole[1], right)
+
+
+def _between(at: NDArray[np.int64], seen: NDArray[np.int64], edge: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An edge, in px, of all rows, from those where it was seen."""
+    return np.round(np.interp(at, seen, edge)).astype(np.int64)
 
 
 def from_strip_edge(components: Components, rows: list[CellRow], width: int) -> Components:
@@ -140,27 +151,36 @@ def inspected(
     return (1 - lost_px / strip_px if strip_px else 0.0), sorted(parts, key=lambda part: (part.y0, part.x0))
 
 
-def joined(parts: list[NotInspected]) -> list[NotInspected]:
-    """Parts that go on below one another made one, in order; over `MAX_LISTED`, joined over gaps too.
+def joined(parts: list[NotInspected]) -> tuple[list[NotInspected], bool]:
+    """Parts that go on below one another made one, in order; and whether each says just what was lost.
 
-    A joined part is the box of its parts, so it may say more than was lost, never less.
+    Over `MAX_LISTED` those with the least between them are joined, too, over gaps: such a part is the box of
+    its parts, so it says more than was lost, never less.
     """
-    gap = 0
+    cell = CELL
     while True:
-        boxes: dict[tuple[int, int, str], NotInspected] = {}
-        done: list[NotInspected] = []
+        chains: dict[tuple[int, int, str], list[NotInspected]] = defaultdict(list)
         for part in parts:
             # By the cells of its sides, since the strip's edges wander by some px from row to row.
-            key = (part.x0 // CELL, part.x1 // CELL, part.reason) if gap == 0 else (0, 0, part.reason)
-            above = boxes.get(key)
-            if above is not None and part.y0 <= above.y1 + gap:
-                x0, x1 = min(above.x0, part.x0), max(above.x1, part.x1)
-                boxes[key] = NotInspected(x0, above.y0, x1, max(above.y1, part.y1), part.reason)
-                continue
-            if above is not None:
-                done.append(above)
-            boxes[key] = part
-        done += boxes.values()
-        if len(done) <= MAX_LISTED:
-            return sorted(done, key=lambda part: (part.y0, part.x0))
-        gap = max(CELL, gap * 2)
+            chains[part.x0 // cell, part.x1 // cell, part.reason].append(part)
+        if len(chains) <= MAX_LISTED:
+            break
+        cell *= 2
+    gaps = sorted(b.y0 - a.y1 for chain in chains.values() for a, b in pairwise(_over_gaps(chain, 0)))
+    over = len(gaps) + len(chains) - MAX_LISTED
+    gap = gaps[over - 1] if over > 0 else 0
+    found = [part for chain in chains.values() for part in _over_gaps(chain, gap)]
+    return sorted(found, key=lambda part: (part.y0, part.x0)), gap == 0 and cell == CELL
+
+
+def _over_gaps(chain: list[NotInspected], gap: int) -> list[NotInspected]:
+    """Parts in order, those of which up to `gap` lines lie between made one."""
+    found = chain[:1]
+    for part in chain[1:]:
+        above = found[-1]
+        if part.y0 <= above.y1 + gap:
+            x0, x1 = min(above.x0, part.x0), max(above.x1, part.x1)
+            found[-1] = NotInspected(x0, above.y0, x1, max(above.y1, part.y1), part.reason)
+        else:
+            found.append(part)
+    return found

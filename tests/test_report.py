@@ -307,6 +307,18 @@ def test_not_inspected_strip_is_hatched_on_maps_and_profile_and_listed(html: str
     assert "they are not clean strip" in page.text
 
 
+def test_parts_joined_over_inspected_strip_say_so_and_hide_no_edge(tmp_path: Path, roll: Roll) -> None:
+    joined = [{"x0": 0, "y0": 0, "x1": WIDTH, "y1": LINES, "reason": "dropped"}]
+    told = {"not_inspected": joined, "not_inspected_parts": 3000}
+    run = make_run(tmp_path, **told, not_inspected_exact=False)
+    page = Elements(written(run, roll))
+
+    assert "There are 3,000 of them in all" in page.text and "more is hatched than was lost" in page.text
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(strip_map.frame_of(summary).edge_lines) == len(summary["edges"])
+    assert len(strip_map.frame_of(summary | {"not_inspected_exact": True}).edge_lines) == 1
+
+
 def test_the_class_table_counts_measures_and_rates_by_inspected_length(html: str) -> None:
     text = Elements(html).text
 

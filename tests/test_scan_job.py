@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from rollsight.inspect.engines import BatchEngine, torch_engine
@@ -14,12 +17,22 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import Roll, RollWriter, Strip, open_roll
 from rollsight.inspect.scan import facts_here, plan_scan, scan_lines, slot_bytes
 from rollsight.jobs.cluster import Threads
-from rollsight.jobs.scan_job import Planned, _job, _journal, estimate_roll, fit_bands, plan_roll, scan_roll
+from rollsight.jobs.scan_job import (
+    IMAGE,
+    Planned,
+    _job,
+    _journal,
+    estimate_roll,
+    fit_bands,
+    plan_roll,
+    scan_roll,
+)
 from rollsight.synth.strip import SimulatedStrip, simulate_roll
 
 ROOT = Path(__file__).parent.parent
 LINES, WIDTH, BAND = 500, 320, 64
-SMALL: dict[str, Any] = {"core_lines": BAND, "band_lines": BAND, "engine": "onnx", "device": "cpu"}
+PLAN: dict[str, Any] = {"core_lines": BAND, "engine": "onnx", "device": "cpu"}
+SMALL: dict[str, Any] = PLAN | {"band_lines": BAND}
 
 
 class Roomy(Threads):
@@ -209,3 +222,37 @@ def test_a_roll_in_an_object_store_has_its_mask_in_the_run_folder(
     assert (run.folder / "report.html").is_file()
     again = scan_roll(elsewhere, remote, model, **SMALL)
     assert again.summary == run.summary
+
+
+def test_a_roll_in_an_object_store_that_was_replaced_under_its_id_is_scanned_anew(
+    plant: Plant, model: Model, tmp_path: Path
+) -> None:
+    """Same id, size and description; only the image is another. So is a local roll of that id."""
+    local, elsewhere = plant.roll("R"), Plant(tmp_path / "elsewhere")
+    image = local.read(0, local.lines)
+    urls = [f"memory://{tmp_path.name}/{folder}/R.zarr" for folder in ("here", "there")]
+
+    def put(url: str, pixels: np.ndarray) -> Roll:
+        with suppress(FileNotFoundError):
+            fsspec.filesystem("memory").rm(url, recursive=True)
+        with RollWriter(url, local.strip, local.width, local.dtype) as writer:
+            writer.append(pixels)
+        return open_roll(url)
+
+    first = scan_roll(elsewhere, put(urls[0], image), model, **SMALL)
+    for roll in (put(urls[0], image[:, ::-1]), put(urls[1], image[:, ::-1])):
+        other = scan_roll(elsewhere, roll, model, **SMALL)
+        assert (other.folder, other.summary["created_at"]) != (first.folder, first.summary["created_at"])
+        assert sorted(other.table["y0"].to_pylist()) != sorted(first.table["y0"].to_pylist())
+        assert str(roll.location) in (other.folder / IMAGE).read_text()
+        assert "None" not in (other.folder / IMAGE).read_text()
+        assert scan_roll(elsewhere, roll, model, **SMALL).summary == other.summary
+        scan = plan_roll(elsewhere, roll, model, Threads(1), **PLAN)
+        assert estimate_roll(scan, Threads(1)).bands_done > 0
+    scan = plan_roll(elsewhere, put(urls[0], image), model, Threads(1), **PLAN)
+    assert estimate_roll(scan, Threads(1)).bands_done == 0
+
+    shutil.copytree(local.path, elsewhere.roll_path("R"), ignore=shutil.ignore_patterns("labels"))
+    beside = scan_roll(elsewhere, elsewhere.roll("R"), model, **SMALL)
+    assert beside.table.equals(first.table)
+    assert not (beside.folder / "mask.zarr").exists() and not (beside.folder / IMAGE).exists()

@@ -21,7 +21,7 @@ from PIL import Image
 from rollsight.inspect.coverage import in_percent
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.report import crops, strip_map
-from rollsight.inspect.report.strip_map import Defects, Frame, Plot, Sizes
+from rollsight.inspect.report.strip_map import Defects, Frame, Plot, Sizes, is_exact
 from rollsight.inspect.rolls import Roll
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision. Yellow last: faint on paper.
@@ -217,6 +217,7 @@ def _content(
         "parts": parts,
         "part_rows": _part_rows(summary, parts, mm=mm),
         "max_parts": MAX_PARTS,
+        "all_parts": None if is_exact(summary) else number(summary["not_inspected_parts"]),
         "downloads": DOWNLOADS,
         "shapes": SHAPES,
         "shades": SHADES,

@@ -80,13 +80,21 @@ class Frame:
         )
 
 
+def is_exact(summary: dict[str, Any]) -> bool:
+    """Whether the listed parts say just what was not inspected; older summaries do not tell."""
+    return bool(summary.get("not_inspected_exact", True))
+
+
 def frame_of(summary: dict[str, Any]) -> Frame:
-    """The frame of a run. Edges traced where over half of the width was not inspected are not believed."""
+    """The frame of a run. Edges traced where over half of the width was not inspected are not believed.
+
+    Where parts were joined over inspected strip nothing tells these, and all are believed.
+    """
     lines, width_px = int(summary["lines"]), int(summary["width_px"])
     mm = summary["units"] == "mm"
     blind = [
         (part["y0"], part["y1"])
-        for part in summary["not_inspected"]
+        for part in (summary["not_inspected"] if is_exact(summary) else ())
         if min(part["x1"], width_px) - max(part["x0"], 0) > width_px / 2
     ]
     edges = sorted(
