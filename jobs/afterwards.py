@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from rollsight.inspect.errors import LOCKED, UserError
+from rollsight.inspect.errors import UserError
 from rollsight.jobs import alerts
+from rollsight.jobs.ledger.database import LedgerAwayError
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.schema import Event, Run, Slot
 from rollsight.jobs.sites import Site, open_site
+from rollsight.jobs.stopping import is_stop
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
@@ -29,8 +31,8 @@ def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
 
     at_last: the work is over, so the page is made now, however new it is. Nothing is deleted in a plant whose
     line.yaml says nothing of retention. Returns a line per fault, whatever it is: none of this stops a night
-    or another step, and each is tried again the next time, retention after an hour. UserError 75 where the
-    ledger is away.
+    or another step, and each is tried again the next time, retention after an hour. LedgerAwayError where the
+    ledger is.
     """
     faults = []
     steps: list[tuple[str, Callable[[Site], list[str]]]] = [("alerts", _send)]
@@ -40,9 +42,9 @@ def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
     for what, step in steps:
         try:
             faults += step(site)
+        except LedgerAwayError:
+            raise
         except UserError as fault:
-            if fault.exit_code == LOCKED:
-                raise
             faults.append(f"{what}: {fault}")
         except Exception as fault:
             faults.append(f"{what}: {_told_of(fault)}")
@@ -55,8 +57,9 @@ def followed(
 ) -> Iterator[None]:
     """Follow up beside what is done in here, in a thread with a ledger of its own, and once at its end.
 
-    on_fault is told each fault once. Where the work was told to stop there is no last round, and nothing is
-    said of a plant or ledger that cannot be opened: the work itself does.
+    on_fault is told each fault once. Where the work was told to stop, or the ledger is away, there is no last
+    round; whatever else ended it, there is. Nothing is said of a plant or ledger that cannot be opened: the
+    work itself does.
     """
     stop, last = threading.Event(), threading.Event()
     thread = threading.Thread(target=_follow, args=(home, ledger, on_fault, every_s, stop, last), daemon=True)
@@ -64,7 +67,7 @@ def followed(
     try:
         yield
     except UserError as fault:
-        if fault.exit_code == LOCKED:
+        if isinstance(fault, LedgerAwayError) or is_stop(fault):
             last.set()
         raise
     except BaseException:
@@ -115,7 +118,10 @@ def _told_of(fault: Exception) -> str:
 
 def _send(site: Site) -> list[str]:
     told = alerts.send_due(site)
-    return [f"alert {key} is not sent: {fault}" for key, fault in told.failed.items()]
+    return [
+        *(f"alert {key} is not sent: {fault}" for key, fault in told.failed.items()),
+        *(f"alert {key} is sent, but not to all: {fault}" for key, fault in told.refused.items()),
+    ]
 
 
 def _page(site: Site, *, at_last: bool) -> list[str]:

@@ -18,7 +18,7 @@ import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.errors import MessageError
 from email.message import EmailMessage
@@ -48,7 +48,7 @@ _FAULTS = (
     ValueError,
     AttributeError,
 )
-SENT = "alert.sent"  # event of one channel that took an alert; detail: {"key", "channel"}
+SENT = "alert.sent"  # event of one channel that took an alert; detail: {"key", "channel", "refused"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,38 +70,42 @@ class Sent:
 
     sent: int
     failed: dict[str, str]  # key of the alert -> one line
+    refused: dict[str, str] = field(default_factory=dict)  # the same of those sent, but not to all
 
 
 def send_due(site: Site, channels: Channels | None = None) -> Sent:
     """Send what is due, oldest first; each alert is claimed by one process at a time.
 
     Nothing is done where line.yaml has no channel. An alert whose delivery fails is due again after a drawn
-    wait, up to half an hour, until it is 3 days old. UserError 78 where the channels are not as they must be.
+    wait, up to half an hour, until it is 3 days old; one that a mail server took for some of the addresses is
+    sent. UserError 78 where the channels are not as they must be.
     """
     channels = channels_of(site.line) if channels is None else channels
     kinds = {kind for channel in channels.all for kind in (channel.kinds or all_kinds())}
-    sent, failed, tried = 0, dict[str, str](), set[int]()
+    sent, failed, refused, tried = 0, dict[str, str](), dict[str, str](), set[int]()
     while channels.all and (
-        taken := site.ledger.keep(lambda session: _take(session, site.clock(), kinds, tried))
+        due := site.ledger.keep(lambda session: _take(session, site.clock(), kinds, tried))
     ):
-        message, attempt, there = taken
+        message, attempt, there = due
         tried.add(message.id)
-        faults = []
+        faults, refusals = list[str](), list[str]()
         for channel in channels.all:
             if not channel.takes(message.kind) or channel.name in there:
                 continue
-            fault = deliver(channel, message, site.clock())
-            if fault is None:
-                site.ledger.keep(lambda session: _took(session, site.clock(), message, channel.name))  # noqa: B023
-            else:
-                faults.append(f"{channel.name}: {fault}")
-        told = "; ".join(faults)[:1000] or None
-        site.ledger.keep(lambda session: _end(session, site.clock(), message, told, attempt, site.draw))  # noqa: B023
-        if told is None:
-            sent += 1
-        else:
-            failed[message.key] = told
-    return Sent(sent, failed)
+            taken, fault = deliver(channel, message, site.clock())
+            if fault is not None:
+                (refusals if taken else faults).append(f"{channel.name}: {fault}")
+            if taken:
+                site.ledger.keep(lambda session: _took(session, site.clock(), message, channel.name, fault))  # noqa: B023
+        told = "; ".join([*faults, *refusals])[:1000] or None
+        is_sent = not faults
+        site.ledger.keep(
+            lambda session: _end(session, site.clock(), message, told, attempt, site.draw, is_sent=is_sent)  # noqa: B023
+        )
+        sent += is_sent
+        if told is not None:
+            (refused if is_sent else failed)[message.key] = told
+    return Sent(sent, failed, refused)
 
 
 def waiting(session: Session, now: datetime) -> Sequence[Alert]:
@@ -116,20 +120,21 @@ def overdue(session: Session, now: datetime, channels: Channels) -> int:
     return sum(row.kind in kinds and now - row.created_at > OVERDUE for row in waiting(session, now))
 
 
-def deliver(channel: Webhook | Mail, message: Message, now: datetime) -> str | None:
-    """Send a message by one channel; None where it was taken, else why not, in one line."""
+def deliver(channel: Webhook | Mail, message: Message, now: datetime) -> tuple[bool, str | None]:
+    """Send a message by one channel: whether it was taken, and in one line why not, or by whom not."""
+    refused = None
     try:
         if isinstance(channel, Webhook):
             post(channel, message, now)
         else:
-            send_mail(channel, message, now)
+            refused = send_mail(channel, message, now)
     except HTTPError as error:
         error.close()
-        return f"{error.code} {error.reason}"[:300]
+        return False, f"{error.code} {error.reason}"[:300]
     except _FAULTS as error:
         reason = error.reason if isinstance(error, URLError) else error
-        return " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
-    return None
+        return False, " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
+    return True, refused
 
 
 def post(hook: Webhook, message: Message, now: datetime) -> None:
@@ -168,8 +173,11 @@ def signature(key: bytes, message_id: str, at: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
-def send_mail(mail: Mail, message: Message, now: datetime) -> None:
-    """Send the message as plain text to all that are named; OSError or SMTPException where one is refused."""
+def send_mail(mail: Mail, message: Message, now: datetime) -> str | None:
+    """Send the message as plain text to all that are named; the addresses that the server refused, if any.
+
+    OSError or SMTPException where it takes none.
+    """
     made = EmailMessage()
     made["Subject"] = " ".join(f"[rollsight] {message.subject}".split())[:200]
     made["From"], made["To"] = mail.sender, ", ".join(mail.to)
@@ -192,8 +200,11 @@ def send_mail(mail: Mail, message: Message, now: datetime) -> None:
         if login:
             smtp.login(*login)
         refused = smtp.send_message(made)
-    if refused:
-        raise smtplib.SMTPRecipientsRefused(refused)
+    told = [
+        f"{address} ({code} {words.decode('utf-8', 'replace')})"
+        for address, (code, words) in sorted(refused.items())
+    ]
+    return " ".join(f"refused {', '.join(told)}".split())[:300] if told else None
 
 
 def _said_to_server(name: str) -> str:
@@ -249,19 +260,26 @@ def _take(
     return message, row.attempts, there
 
 
-def _took(session: Session, now: datetime, message: Message, channel: str) -> None:
-    detail = json.dumps({"key": message.key, "channel": channel})
-    add_event(session, now, SENT, roll_id=message.roll_id, detail=detail)
+def _took(session: Session, now: datetime, message: Message, channel: str, refused: str | None) -> None:
+    detail = {"key": message.key, "channel": channel} | ({"refused": refused} if refused else {})
+    add_event(session, now, SENT, roll_id=message.roll_id, detail=json.dumps(detail))
 
 
 def _end(
-    session: Session, now: datetime, message: Message, fault: str | None, attempt: int, draw: random.Random
+    session: Session,
+    now: datetime,
+    message: Message,
+    told: str | None,
+    attempt: int,
+    draw: random.Random,
+    *,
+    is_sent: bool,
 ) -> None:
     row = session.get_one(Alert, message.id)
     if row.attempts != attempt:  # another process claimed it since: its word counts
         return
-    row.last_error = fault
-    if fault is None:
+    row.last_error = told
+    if is_sent:
         row.sent_at, row.next_attempt_at = now, None
     else:
         row.next_attempt_at = now + timedelta(seconds=wait_s(min(attempt, MAX_ATTEMPT), draw))

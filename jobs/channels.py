@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.jobs.schedule import LINE_FILE, LineFile, Name
 
-Kind = Literal["blocked", "hold", "stability", "missing", "unreadable", "late", "disk", "dead", "partial"]
+Kind = Literal["blocked", "hold", "stability", "missing", "unreadable", "late", "disk", "dead"]
 M = TypeVar("M", bound=BaseModel)
 
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

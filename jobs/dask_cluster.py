@@ -199,7 +199,8 @@ class Dask:
 
     def drop(self, futures: Collection[Future[Result]]) -> None:
         for future in futures:
-            del self._under_way[future]  # with its last reference Dask forgets a task
+            # With its last reference Dask forgets a task; a `revive` that failed has forgotten all of them.
+            self._under_way.pop(future, None)
 
     def revive(self) -> None:
         self._under_way.clear()

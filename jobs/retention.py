@@ -42,10 +42,10 @@ class Keep(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    masks_d: float | None = Field(default=90.0, gt=0)
-    raw_d: float | None = Field(default=None, gt=0)  # images of rolls that were inspected
+    masks_d: float | None = Field(default=90.0, gt=0, le=36_500)
+    raw_d: float | None = Field(default=None, gt=0, le=36_500)  # images of rolls that were inspected
     raw_keep: tuple[str, ...] = ("HOLD", "BLOCK", "BLOCKED")  # verdicts whose rolls keep their images
-    grace_d: float = Field(default=7.0, ge=0)  # from mark to removal
+    grace_d: float = Field(default=7.0, ge=0, le=36_500)  # from mark to removal
     reserve_gb: float | None = Field(default=None, ge=0)  # None: disk_reserve_gb of line.yaml
 
     def days(self, kind: str) -> float | None:

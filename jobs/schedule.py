@@ -63,9 +63,8 @@ class Scheduled(BaseModel):
     catch_up: Literal["latest", "all", "none"] = "latest"
     deadline_h: float = Field(default=12.0, gt=0, le=168)  # after it nothing further is begun
     max_age_h: float = Field(default=72.0, gt=0, le=8760)  # older missed moments are left out
-    late_h: float | None = Field(
-        default=None, gt=0
-    )  # alert after so long without success; default: see late_after
+    # Alert after so long without success; default: see late_after.
+    late_h: float | None = Field(default=None, gt=0, le=8760)
 
     @model_validator(mode="before")
     @classmethod
@@ -104,7 +103,7 @@ class Job(Scheduled):
     rolls: Literal["due"] | tuple[str, ...] = "due"  # all that are due, or those of these ids or patterns
     line: str | None = None  # only rolls of this line
     # Only rolls closed so lately; without it a new model makes every roll due that the plant still has.
-    closed_within_h: float | None = Field(default=None, gt=0)
+    closed_within_h: float | None = Field(default=None, gt=0, le=876_000)
     model: str = "default"
     rules: str | None = None  # a file, relative to the plant folder
     workers: int = Field(default=0, ge=0, le=1024)  # as --workers; 0: threads
@@ -179,6 +178,12 @@ class LineFile(BaseModel):
     jobs: tuple[Listed, ...] = ()
     alerts: dict[str, Any] = {}  # read by alerts.py
     retention: dict[str, Any] = {}  # read by retention.py
+
+    @field_validator("alerts", "retention", mode="before")
+    @classmethod
+    def _may_be_empty(cls, value: Any) -> Any:
+        """A key with nothing behind it stands in the file all the same: all below it has a default."""
+        return {} if value is None else value
 
     @field_validator("zone")
     @classmethod

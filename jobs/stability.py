@@ -5,9 +5,12 @@ The first result with a model makes the band: counts per class and mean gray per
 tolerance from line.yaml. `reference_bands.json` in the plant folder keeps it; a person may change it there.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from rollsight.jobs.due import Job
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Slot, Stability
-from rollsight.jobs.scan_job import plan_roll, scan_roll
+from rollsight.jobs.scan_job import MASK, plan_roll, scan_roll
 from rollsight.jobs.schedule import LineFile, StabilityCheck
 from rollsight.jobs.sites import Site
 from sqlalchemy import select
@@ -29,6 +32,8 @@ from sqlalchemy.orm import Session
 
 BANDS_FILE = "reference_bands.json"
 STABILITY_FILE = "stability.json"
+SCRATCH = ".stability"  # in the plant folder: a folder for each check under way
+LEFT_S = 86400.0  # what a check that was killed left there is removed after so long
 LEAST_COUNT = 2  # a band of counts is at least this wide to each side
 GRAY_LINES = 4096  # read at once
 
@@ -88,18 +93,20 @@ def check_stability(
 def measure(
     plant: Plant, roll: Roll, job: Job, executor: Executor, check: Callable[[], None] | None = None
 ) -> Figures:
-    """Scan the strip anew, whatever was scanned before: its counts per class, its gray per mode."""
+    """Scan the strip anew, whatever was scanned before: its counts per class, its gray per mode.
+
+    Several may be at work on one plant: each has a folder of its own, which is gone at the end.
+    """
 
     def on_band(done: int, lines: int) -> None:
         if check is not None:
             check()
 
-    scratch = Plant(plant.home / ".stability")
-    shutil.rmtree(scratch.home, ignore_errors=True)
-    planned = plan_roll(scratch, roll, job.model, executor)
-    # Its mask lies in the run, not beside the image: that is what a folder of this name there says.
-    (planned.folder / "mask.zarr").mkdir(parents=True)
-    done = scan_roll(scratch, roll, job.model, executor, on_band=on_band)
+    with _scratch(plant) as scratch:
+        planned = plan_roll(scratch, roll, job.model, executor)
+        # Its mask lies in the run, not beside the image: that is what a folder of this name there says.
+        (planned.folder / MASK).mkdir(parents=True)
+        done = scan_roll(scratch, roll, job.model, executor, on_band=on_band)
     counts = {name: float(count) for name, count in done.summary["by_class"].items()}
     sums = np.zeros(roll.modes)
     for y0 in range(0, roll.lines, GRAY_LINES):
@@ -109,6 +116,23 @@ def measure(
         "counts": counts,
         "gray": {mode: round(float(mean), 6) for mode, mean in zip(roll.strip.lighting, gray, strict=True)},
     }
+
+
+@contextlib.contextmanager
+def _scratch(plant: Plant) -> Iterator[Plant]:
+    """A plant folder for one scan; what killed ones left is swept on the way."""
+    folder = plant.home / SCRATCH
+    folder.mkdir(exist_ok=True)
+    for left in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another check ended just now
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
+    own = folder / uuid.uuid4().hex
+    own.mkdir()
+    try:
+        yield Plant(own)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def judge(

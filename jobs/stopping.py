@@ -17,6 +17,13 @@ class StoppedError(BaseException):
     """The process was told to stop. No Exception: what catches faults of a roll must not catch it."""
 
 
+def is_stop(fault: BaseException | None) -> bool:
+    """Whether this was raised because the process was told to stop: a StoppedError stands behind it."""
+    while fault is not None and not isinstance(fault, StoppedError):
+        fault = fault.__context__
+    return fault is not None
+
+
 @contextlib.contextmanager
 def stopping(at_last: Callable[[], None], within_s: float = WITHIN_S) -> Iterator[None]:
     """Raise StoppedError in the main thread at SIGTERM; the process ends after `within_s` at the latest.

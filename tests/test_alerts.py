@@ -78,6 +78,15 @@ class Mailbox:
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
         self.refuse = 0
+        self.unknown: set[str] = set()
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        if address in self.unknown:
+            return "550 no such user"
+        envelope.rcpt_tos.append(address)
+        return "250 known"
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 (aiosmtpd asks for it)
         if self.refuse:
@@ -178,6 +187,39 @@ def test_a_mail_is_plain_text_with_a_message_id_that_stays(ledger, tmp_path, mai
     assert got["Message-ID"] == f"<{key}@mill.example>"
 
 
+def test_a_mail_that_one_of_several_addresses_refuses_is_sent_once_and_the_refusal_is_told(
+    ledger, tmp_path, mailbox
+):
+    box, port = mailbox
+    box.unknown = {"left@mill.example"}
+    mail = {"host": "127.0.0.1", "port": port, "from": "a@b.example", "to": ["qe@mill.example"]}
+    mail["to"].append("left@mill.example")
+    site = site_with(ledger, tmp_path, mail=mail)
+    put(site, "blocked:C1")
+
+    told = send_due(site)
+    refusal = "mail: refused left@mill.example (550 no such user)"
+    assert (told.sent, told.failed, told.refused) == (1, {}, {"blocked:C1": refusal})
+    site.clock.now += timedelta(hours=1)
+    assert send_due(site).sent == 0
+    assert len(box.mails) == 1
+    with ledger.read() as session:
+        row = session.scalars(select(Alert)).one()
+        assert (row.sent_at, row.last_error) == (NOW, refusal)
+
+
+def test_a_mail_that_every_address_refuses_is_not_sent(ledger, tmp_path, mailbox):
+    box, port = mailbox
+    box.unknown = {"left@mill.example"}
+    mail = {"host": "127.0.0.1", "port": port, "from": "a@b.example", "to": ["left@mill.example"]}
+    site = site_with(ledger, tmp_path, mail=mail)
+    put(site, "blocked:C1")
+
+    told = send_due(site)
+    assert (told.sent, told.refused) == (0, {})
+    assert "550" in told.failed["blocked:C1"]
+
+
 def test_a_channel_that_took_an_alert_does_not_get_it_again_for_another_ones_fault(
     ledger, tmp_path, receiver, mailbox
 ):
@@ -270,6 +312,10 @@ def test_a_channel_gets_the_kinds_it_asked_for_and_nothing_old(ledger, tmp_path,
         (
             {"webhooks": [{"name": "s", "url": "http://h/x", "kinds": ["blokked"]}]},
             "alerts.webhooks.0.kinds.0",
+        ),
+        (
+            {"webhooks": [{"name": "s", "url": "http://h/x", "kinds": ["dead", "partial"]}]},
+            "alerts.webhooks.0.kinds.1",  # of which no alert was ever put
         ),
         ({"webhooks": [{"name": "s", "url": "http://h/x"}] * 2}, "two channels have the same name"),
         ({"mail": {"host": "h", "from": "nobody", "to": ["a@b.c"]}}, "'nobody' is no mail address"),

@@ -23,7 +23,7 @@ from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
 from rollsight.inspect.models import Model, open_model
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import Roll, open_roll
-from rollsight.jobs import workers
+from rollsight.jobs import dask_cluster, workers
 from rollsight.jobs.cluster import Tls
 from rollsight.jobs.dask_cluster import CONFIG_LOCAL, Dask, cuda_cluster, local, remote
 from rollsight.jobs.executors import open_executor
@@ -332,6 +332,26 @@ def test_a_scheduler_that_ends_in_mid_scan_loses_nothing(plant, model, calm, sta
         pytest.raises(UserError, match="scheduler is gone") as fault,
         open_executor(scheduler=cluster.address) as executor,
     ):
+        scan_roll(plant, roll, model, executor, on_band=end, **SMALL)
+    assert fault.value.exit_code == LOCKED
+    assert same(scan_roll(plant, roll, model, threads=1, **SMALL), roll, calm)
+
+
+def test_workers_that_are_all_gone_in_mid_scan_are_one_line_and_try_later(
+    plant, model, calm, start_cluster, monkeypatch
+):
+    """A new connection does not help either: nothing comes to the scheduler that works."""
+    cluster = start_cluster()
+    cluster.add_worker("a")
+    roll = plant.roll("R")
+
+    def end(done: int, lines: int) -> None:
+        if done:
+            monkeypatch.setattr(dask_cluster, "WORKERS_S", 1)
+            cluster.processes[-1].kill()
+
+    executor = remote(cluster.address, patience_s=5)
+    with contextlib.closing(executor), pytest.raises(UserError, match="has no workers") as fault:
         scan_roll(plant, roll, model, executor, on_band=end, **SMALL)
     assert fault.value.exit_code == LOCKED
     assert same(scan_roll(plant, roll, model, threads=1, **SMALL), roll, calm)

@@ -106,6 +106,15 @@ def test_kubernetes_gets_a_cronjob_that_never_runs_twice_at_once():
     assert container["volumeMounts"] == [{"name": "plant", "mountPath": "/plant"}]
 
 
+def test_kubernetes_calls_the_command_that_was_given():
+    work = HandOver(LINE, HOME, ("nice", "/opt/rollsight/bin/inspect"), image="rollsight:0.1")
+    [text] = hand_over("kubernetes", work).values()
+    pod = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+    told = ["nice", "/opt/rollsight/bin/inspect", "jobs", "tick", "--home", "/plant"]
+    assert pod["containers"][0]["command"] == told
+
+
 @pytest.mark.parametrize("target", ["airflow", "dagster", "prefect"])
 def test_a_flow_file_holds_the_jobs_as_data(target):
     """The file is Python, and names, expressions and paths are nothing but literals in it."""

@@ -218,6 +218,23 @@ def test_a_process_is_named_by_a_start_that_no_step_of_the_clock_moves() -> None
     assert this_process().endswith(f":{ticks}")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux names its boots")
+def test_a_lease_of_a_machine_with_the_same_name_is_waited_for(ledger: Ledger) -> None:
+    """Clones have one host name, and one number for the space of process ids; a boot is of one of them."""
+    host, pid, start = this_process().rsplit("/", 2)
+    boot, ticks = start.split(":")
+    twin = f"{host}/{pid}/00000000:{ticks}"
+    assert is_gone(f"{host}/{pid}/{boot}:{int(ticks) + 1}")  # of this machine: its pid is another one's now
+    assert not is_gone(twin)
+    add_slot(ledger)
+    with ledger.write() as session:
+        assert claim(session, Slot, NOW, twin) is not None
+    with ledger.write() as session:
+        assert claim(session, Slot, NOW, this_process()) is None
+    with ledger.write() as session:
+        assert claim(session, Slot, LATER, this_process()) is not None
+
+
 def test_the_lease_of_a_process_that_is_gone_from_this_machine_is_taken_at_once(ledger: Ledger) -> None:
     told = [sys.executable, "-c", "from rollsight.jobs.ledger.claims import this_process as p; print(p())"]
     owner = subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip()

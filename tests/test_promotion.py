@@ -1,6 +1,7 @@
 """Promotion through gates: what passes becomes the default, what does not is told why; and the way back."""
 
 import json
+import os
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -220,13 +221,31 @@ def test_a_damaged_list_of_promotions_is_told_not_guessed_at(plant):
         judge(plant, "one")
 
 
-def test_the_commands_promote_refuse_list_and_roll_back(plant, monkeypatch, capsys):
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`inspect models` with these words: its exit code and output."""
+
     def run(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["inspect", "models", *words])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, capsys.readouterr().out
 
+    return run
+
+
+def test_a_user_without_a_name_promotes_and_rolls_back(plant, run, monkeypatch):
+    """As in a container that runs under a number which is in no passwd."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 3_000_000_017)
+    gates(plant, "at_least: {miou: 0.0}")
+    assert run("promote", "one", "--home", str(plant.home))[0] == 0
+    code, out = run("rollback", "--home", str(plant.home), "--json")
+    assert (code, json.loads(out)["by"]) == (0, "unknown")
+
+
+def test_the_commands_promote_refuse_list_and_roll_back(plant, run):
     home = ("--home", str(plant.home))
     gates(plant, "at_least: {miou: 0.99}")
     code, out = run("promote", "one", *home, "--json")

@@ -7,6 +7,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.plant import Plant
+from rollsight.jobs.channels import channels_of
+from rollsight.jobs.retention import Keep, keep_of
 from rollsight.jobs.schedule import Job, LineFile, moments, read_line, rules_hash
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -62,6 +64,16 @@ def test_without_a_file_there_are_no_jobs_and_all_has_a_default(tmp_path: Path) 
     assert read_line(Plant(tmp_path)).jobs == ()
 
 
+def test_a_key_left_empty_stands_in_the_file_with_all_defaults(tmp_path: Path) -> None:
+    """`retention:` says that something may be deleted, empty or not."""
+    (tmp_path / "line.yaml").write_text("retention:\nalerts:\n")
+    line = read_line(Plant(tmp_path))
+    assert (line.retention, line.alerts) == ({}, {})
+    assert "retention" in line.model_fields_set
+    assert keep_of(line) == Keep()
+    assert channels_of(line).all == ()
+
+
 def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     text = readme.partition("```yaml\n# line.yaml")[2].partition("```")[0]
@@ -81,6 +93,14 @@ MISTAKES = {
     "a name with a path": ("jobs: [{name: ../n, cron: '0 1 * * *'}]", "jobs.0.name: String should match"),
     "an unknown catch-up": ("jobs: [{name: n, cron: '0 1 * * *', catch_up: some}]", "catch_up: Input should"),
     "a deadline of nothing": ("jobs: [{name: n, cron: '0 1 * * *', deadline_h: 0}]", "deadline_h: Input sho"),
+    "never late": (
+        "jobs: [{name: n, cron: '0 1 * * *', late_h: .inf}]",
+        "jobs.0.late_h: Input should be less",
+    ),
+    "rolls of all times": (
+        "jobs: [{name: n, cron: '0 1 * * *', closed_within_h: .inf}]",
+        "less than or equal",
+    ),
     "no YAML": ("jobs: [", "line.yaml, line 1: not readable as YAML"),
     "a list": ("- jobs", "holds a list: needed keys such as zone and jobs"),
     "code in YAML": ("jobs: !!python/object/apply:os.system ['true']", "not readable as YAML"),

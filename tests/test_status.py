@@ -23,8 +23,9 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.jobs.afterwards import PAGE_MADE, RETAINED, follow_up, followed
 from rollsight.jobs.cli import main
+from rollsight.jobs.commands.jobs import open_at_work
 from rollsight.jobs.ledger.claims import claim, lease_of, note
-from rollsight.jobs.ledger.database import open_ledger
+from rollsight.jobs.ledger.database import LedgerAwayError, open_ledger
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Event, Run, Slot
@@ -33,6 +34,7 @@ from rollsight.jobs.metrics_file import serve_metrics, text, write_metrics
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
 from rollsight.jobs.status import status, tables
+from rollsight.jobs.stopping import StoppedError
 from sqlalchemy import func, select
 
 NOW = datetime(2026, 11, 24, 5, 30, tzinfo=UTC)
@@ -323,12 +325,33 @@ def test_alerts_go_out_while_the_work_goes_on(site):
 
 def test_work_that_is_told_to_stop_is_not_held_up(site):
     """No last round: the page is not made, and what was raised comes out."""
+    home = site.plant.home
     begun = time.monotonic()
-    with pytest.raises(UserError, match="told to stop"), followed(site.plant.home, None, print, every_s=60):
-        raise UserError("told to stop", LOCKED)
+    with (
+        pytest.raises(UserError, match="told to stop") as fault,
+        followed(home, None, print, every_s=60),
+        open_at_work(home, None),
+    ):
+        raise StoppedError
 
+    assert fault.value.exit_code == LOCKED
     assert time.monotonic() - begun < 5
+    assert not (home / "runs" / "index.html").exists()
+
+
+def test_where_the_ledger_is_away_there_is_no_last_round(site):
+    with pytest.raises(LedgerAwayError), followed(site.plant.home, None, print, every_s=60):
+        raise LedgerAwayError("ledger ledger.db is held by another process: try again later")
+
     assert not (site.plant.home / "runs" / "index.html").exists()
+
+
+def test_a_night_that_is_to_be_tried_again_later_is_followed_up(site):
+    """The disk is below the reserve or a lease was lost: the page is made at the end, the alerts are sent."""
+    with pytest.raises(UserError, match="ended with 75"), followed(site.plant.home, None, print, every_s=60):
+        raise UserError("nightly of 2026-11-24T01:30:00+00:00 ended with 75", LOCKED)
+
+    assert (site.plant.home / "runs" / "index.html").is_file()
 
 
 def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:

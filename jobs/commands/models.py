@@ -1,6 +1,5 @@
 """`inspect models`, `inspect models promote` and `rollback`."""
 
-import getpass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +56,7 @@ def promote(
     from rollsight.inspect.promotion import judge
     from rollsight.inspect.promotion import promote as promote_model
     from rollsight.jobs import console
+    from rollsight.jobs.holds import whoever
 
     plant = open_plant(_home(context, home))
     with console.count_progress(f"gates of {name}", "images") as on_done:
@@ -67,7 +67,7 @@ def promote(
     else:
         rows = [(v.data, v.gate, v.found, "open" if v.passed else "SHUT") for v in verdicts]
         console.show_table(f"Gates of {name}", ("data", "gate", "found", ""), rows)
-    promote_model(plant, model, verdicts, by=by or getpass.getuser(), at=datetime.now(UTC))
+    promote_model(plant, model, verdicts, by=by or whoever(), at=datetime.now(UTC))
     if not as_json:
         console.say(f"default is now {name}; closed rolls are due with it. Back: inspect models rollback")
 
@@ -83,9 +83,10 @@ def rollback(
     from rollsight.inspect.plant import open_plant
     from rollsight.inspect.promotion import called, roll_back
     from rollsight.jobs import console
+    from rollsight.jobs.holds import whoever
 
     plant = open_plant(_home(context, home))
-    step = roll_back(plant, by=by or getpass.getuser(), at=datetime.now(UTC))
+    step = roll_back(plant, by=by or whoever(), at=datetime.now(UTC))
     if as_json:
         console.emit({"default": called(step), "at": step.at, "by": step.by})
     else:

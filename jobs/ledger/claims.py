@@ -59,10 +59,14 @@ def this_process() -> str:
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process of a lease ran on this machine and is no more; its lease need not be waited for."""
+    """Whether the process of a lease ran on this machine and is no more; its lease need not be waited for.
+
+    Clones and containers may share a host name, and the first space has one number on every Linux; a boot is
+    of one machine alone. The lease of a process under another boot is waited for.
+    """
     host, _, start = owner.rpartition("/")
     host, _, pid = host.rpartition("/")
-    if host != _host() or not pid.isdecimal():
+    if host != _host() or _boot_in(start) != _boot_in(_start_of(os.getpid())) or not pid.isdecimal():
         return False
     try:
         return _start_of(int(pid)) != start or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
@@ -279,6 +283,11 @@ def _host() -> str:
     except OSError:
         space = 0
     return f"{socket.gethostname()}:{space}"
+
+
+def _boot_in(start: str) -> str:
+    """The boot that a start counts from; "" where it counts seconds."""
+    return start.rpartition(":")[0]
 
 
 def _start_of(pid: int) -> str:

@@ -180,7 +180,7 @@ class Alert(Table):
     """The outbox: what a person must be told, written with the change that it tells of, sent by alerts.py.
 
     One row per `dedupe_key`, which goes out as the idempotency key. kind: blocked, hold, stability, missing,
-    unreadable, late, disk, dead, partial.
+    unreadable, late, disk, dead.
     """
 
     __tablename__ = "alert"
