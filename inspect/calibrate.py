@@ -4,6 +4,8 @@ The budget is the model's, all classes together: what a line has to look at in v
 each image; every pixel that a threshold could ask for goes into a temporary file, and the rest is counting.
 """
 
+import bisect
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.engines import Engine
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import data_logits, decided, look, m2_per_mpx, probabilities
 from rollsight.inspect.froc import THRESHOLDS, Sweep
 from rollsight.inspect.labels import LabelledData
@@ -78,9 +80,12 @@ def fit_thresholds(
     the budget: it gets the lowest threshold that gives no alarm, and at least a quantile of the largest
     probability per image, which is its threshold where there is no budget.
 
-    Raises UserError for a budget that the area is too small to show, or that no threshold keeps.
+    Raises UserError for a budget that is no finite number above 0, that the area is too small to show, or
+    that no threshold keeps.
     """
     budget = model.card.budget if budget_per_mpx is None else budget_per_mpx
+    if budget is not None and not 0 < budget < math.inf:
+        raise UserError(f"a budget of {budget:g} false alarms per Mpx: needed a finite number above 0", USAGE)
     with _Kept() as kept:
         trials = [Reliability() for _ in TEMPERATURES]
         for seen in look(model, engine, data, on_image):
@@ -248,8 +253,8 @@ def allowed_alarms(budget: float, sweep: Sweep, data: LabelledData) -> int:
             f"{mpx * scale:.3g} {unit} of {'clean images' if sweep.clean else 'images'}: it needs "
             f"{NONE_SEEN / budget * scale:.3g} {unit}, or a budget of {NONE_SEEN / mpx / scale:.3g} or more"
         )
-    upper = special.gammaincinv(np.arange(1, int(budget * mpx) + 2), CERTAIN)
-    return int((upper <= budget * mpx).sum()) - 1
+    counts = range(int(min(budget * mpx, mpx * 1e6)) + 1)  # an alarm has at least a px of its own
+    return bisect.bisect(counts, budget * mpx, key=lambda n: special.gammaincinv(n + 1, CERTAIN)) - 1
 
 
 def _unit(data: LabelledData) -> tuple[float, str]:
@@ -269,6 +274,7 @@ def choose(
     if allowed < 0:
         return None
     alarms = sweep.alarms()
+    allowed = min(allowed, int(alarms.max(axis=0).sum()))  # more than all can be given and make no difference
     value = _recall(sweep.found, sweep.truth) - 1e-10 * alarms / (1 + alarms.max())
     names = [name for name in sweep.classes if name in known]
     best = np.zeros(allowed + 1)  # sum of value, by alarms spent at most

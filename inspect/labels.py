@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.pictures import is_left_inverted
 from rollsight.inspect.rolls import Roll, open_roll
 
 IGNORE = 255  # the mask value of pixels that nobody labelled or inspected
@@ -208,7 +209,6 @@ def open_labels(root: Path, on_fault: OnFault = refuse) -> LabelledData:
 
 
 def _from_manifest(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
-    inside = root.resolve()
     manifest = root / "manifest.csv"
     for number, row in enumerate(manifest_rows(manifest), start=2):
         if empty := [name for name in COLUMNS if not row[name]]:  # None where the line is short
@@ -216,17 +216,32 @@ def _from_manifest(root: Path, on_fault: OnFault) -> Iterator[ImageFile]:
                 "manifest", f"{manifest} line {number}: no {', '.join(empty)}: each image needs all four"
             )
             continue
-        pair = (root / row["image"], root / row["mask"])
-        missing = [
-            path
-            for path in pair
-            if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where a name is too long)
-            or not path.resolve().is_relative_to(inside)
-        ]
-        for path in missing:
-            on_fault("missing", f"{manifest} line {number}: no file {path} in the data's folder")
-        if not missing:
-            yield ImageFile(*pair, row["split"], row["group"], row.get("source") or "")
+        image, mask = (file_within(root, row[name]) for name in ("image", "mask"))
+        for name, path in (("image", image), ("mask", mask)):
+            if path is None:
+                on_fault(
+                    "missing", f"{manifest} line {number}: no file {root / row[name]} in the data's folder"
+                )
+        if image is not None and mask is not None:
+            yield ImageFile(image, mask, row["split"], row["group"], row.get("source") or "")
+
+
+def file_within(root: Path, name: str) -> Path | None:
+    """The file that a manifest names, below `root` by name too; None where it is not there or lies outside.
+
+    So an absolute name, or one with "..", gives the same path as the relative one.
+    """
+    path = root / name
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a name is too long)
+        return None
+    real, inside = path.resolve(), root.resolve()
+    if not real.is_relative_to(inside):
+        return None
+    plain = Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute keeps "..")
+    for folder in (Path(os.path.abspath(root)), inside):  # noqa: PTH100
+        if plain.is_relative_to(folder) and plain.resolve() == real:
+            return root / plain.relative_to(folder)
+    return root / real.relative_to(inside)
 
 
 def manifest_rows(manifest: Path) -> Iterator[dict[str, str]]:
@@ -393,7 +408,8 @@ def read_gray(path: PurePath, content: bytes | None = None) -> NDArray[np.float3
     """A gray image (H, W) in [0, 1], of `open_image`; colour is converted by ITU-R 601 luma."""
     image = open_image(path, content)
     if image.mode.startswith("I;16"):
-        return np.asarray(image, dtype=np.float32) / np.float32(65535)
+        gray = np.asarray(image, dtype=np.float32) / np.float32(65535)
+        return 1 - gray if is_left_inverted(image) else gray
     if image.mode in ("I", "F"):  # Pillow would cut all above 255 to white
         raise UserError(f"{path}: 32 bits per pixel: an image has 8 or 16")
     return np.asarray(image.convert("L"), dtype=np.float32) / np.float32(255)

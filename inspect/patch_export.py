@@ -22,6 +22,7 @@ beside them; coverage told 10.4 %, true 11.1 %). Events are no labels: they have
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -40,7 +41,7 @@ from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.linescan import NOT_INSPECTED_SHARE
 from rollsight.inspect.pictures import SUFFIXES, Picture, decode, read_header, to_gray
 from rollsight.inspect.roll_format import MAX_WIDTH, SHARD_LINES
-from rollsight.inspect.roll_places import place_of
+from rollsight.inspect.roll_places import LocalPlace, place_of, write_durably
 from rollsight.inspect.roll_sites import check_absent
 from rollsight.inspect.rolls import Roll
 from rollsight.inspect.sources import (
@@ -188,7 +189,8 @@ def ingest_patches(
 
     UserError in one line: columns not found or ambiguous (exit 2), no image at all, and rows, each named,
     with no number where one is needed, a place outside the strip, an image that is broken, of another depth,
-    of another scale, or named by two rows at two places.
+    of another scale, or named by two rows at two places. No roll comes without its table; where the ingest
+    fails both stay as they were, except that an object store may keep the new table.
     """
     source = Path(source)
     check_roll_id(strip.roll_id)
@@ -210,23 +212,48 @@ def ingest_patches(
         )
     dtype = patches[0].picture.dtype
     beside = [path for path in (known, column_file) if path is not None]
-    roll = write_roll(
-        destination,
-        strip,
-        width,
-        dtype,
-        lines,
-        lambda start: _blocks(patches, dtype, width, lines, start),
-        source=digest([table, *beside, *dict.fromkeys(patch.picture.path for patch in patches)]),
-        overwrite=overwrite,
-        on_lines=on_lines,
-    )
     buffer = io.BytesIO()
     pq.write_table(_event_table(events, columns, placed, strip), buffer)
     beside_roll = place_of(str(destination).rpartition("/")[0] or ".")
     name = f"{strip.roll_id}.events.parquet"
-    beside_roll.write(name, buffer.getvalue())
+    with contextlib.ExitStack() as undo:
+
+        def blocks(start: int) -> Iterator[Block]:
+            yield from _blocks(patches, dtype, width, lines, start)
+            # Before the roll is whole: one that stands there without its table would be refused as existing.
+            if isinstance(beside_roll, LocalPlace):
+                file, roll_path = beside_roll.path / name, place_of(destination).path
+                held = file.read_bytes() if file.is_file() else None
+                undo.callback(_restore, file, held, roll_path, _inode(roll_path))
+            beside_roll.write(name, buffer.getvalue())
+
+        roll = write_roll(
+            destination,
+            strip,
+            width,
+            dtype,
+            lines,
+            blocks,
+            source=digest([table, *beside, *dict.fromkeys(patch.picture.path for patch in patches)]),
+            overwrite=overwrite,
+            on_lines=on_lines,
+        )
+        undo.pop_all()
     return PatchRoll(roll, str(beside_roll / name), _notes(events, columns, placed, width, lines))
+
+
+def _restore(file: Path, held: bytes | None, roll: Path, standing: int | None) -> None:
+    """Give `file` the bytes that it held, None for none, unless another roll than `standing` is there now."""
+    if _inode(roll) != standing:  # interrupted when it was whole already
+        return
+    if held is not None:
+        write_durably(file, held)
+    elif file.is_file():
+        file.unlink()
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def _csv_files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.roll_format import IMAGE_DTYPES, MAX_WIDTH
 
@@ -118,10 +118,20 @@ def decode(picture: Picture) -> NDArray[Any]:
         else:
             with _open_image(path) as image:
                 pixels = np.asarray(image)
+                if is_left_inverted(image):
+                    pixels = np.invert(pixels)
     size = (picture.lines, picture.width)
     if pixels.shape not in (size, (*size, 3)) or pixels.dtype.newbyteorder("=") != np.dtype(picture.dtype):
         raise UserError(f"{path} changed while it was read: ingest the folder when it is complete")
     return pixels
+
+
+def is_left_inverted(image: Image.Image) -> bool:
+    """Whether 0 is white in the pixels of pillow's image: it turns such TIFFs of 8 bits, not of 16 (13.0)."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    kind = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+    return image.mode.startswith("I;16") and kind == _WHITE_IS_ZERO
 
 
 def to_gray(block: NDArray[Any], dtype: str) -> NDArray[Any]:

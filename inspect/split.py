@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
-from rollsight.inspect.labels import COLUMNS, SPLITS, ImageFile, manifest_rows, open_labels, refuse
+from rollsight.inspect.labels import (
+    COLUMNS,
+    SPLITS,
+    ImageFile,
+    file_within,
+    manifest_rows,
+    open_labels,
+    refuse,
+)
 from rollsight.inspect.leaks import Leak
 from rollsight.inspect.rolls import write_durably
 
@@ -72,21 +80,21 @@ def write_split(
         )
 
     listed = manifest.is_file()
-    rows = {row["image"]: row for row in manifest_rows(manifest)} if listed else {}
+    rows = list(manifest_rows(manifest)) if listed else [{} for _ in samples]
+    if listed and [file_within(root, row["image"]) for row in rows] != [sample.image for sample in samples]:
+        raise UserError(f"{manifest} was changed while the images were read: split them again")
     counts: dict[str, dict[str, int]] = {name: {"images": 0} for name in SPLITS}
     table = []
-    for sample, classes in zip(samples, holds, strict=True):
+    for sample, row, classes in zip(samples, rows, holds, strict=True):
         image, mask = (path.relative_to(root).as_posix() for path in (sample.image, sample.mask))
         unit_name = unit_of[sample.group]
         split_name = SPLITS[split_of[units[unit_name]]]
-        table.append(
-            {**rows.get(image, {}), "image": image, "mask": mask, "split": split_name, "group": unit_name}
-        )
+        table.append({**row, "image": image, "mask": mask, "split": split_name, "group": unit_name})
         counts[split_name]["images"] += 1
         for value in classes:
             counts[split_name][names[value]] = counts[split_name].get(names[value], 0) + 1
     text = io.StringIO(newline="")
-    columns = list(next(iter(rows.values()))) if listed else COLUMNS  # the manifest's, in its order
+    columns = list(rows[0]) if listed else COLUMNS  # the manifest's, in its order
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)

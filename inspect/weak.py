@@ -29,6 +29,7 @@ from rollsight.inspect.labels import (
     ImageFile,
     check_classes,
     check_values,
+    file_within,
     manifest_rows,
     read_gray,
 )
@@ -110,10 +111,11 @@ def open_weak(root: Path) -> WeakData:
     samples, splits = [], dict[str, str]()
     for number, row in enumerate(manifest_rows(manifest), start=2):
         where = f"{manifest} line {number}"
-        image, mask = root / (row["image"] or ""), root / row["mask"] if row["mask"] else None
-        for path in (image, mask):
-            if path is not None and not (path.is_file() and path.resolve().is_relative_to(root.resolve())):
-                raise UserError(f"{where}: no file {path} in the data's folder")
+        image = file_within(root, row["image"] or "")
+        mask = file_within(root, row["mask"]) if row["mask"] else None
+        if image is None or (row["mask"] and mask is None):
+            missing = row["image"] if image is None else row["mask"]
+            raise UserError(f"{where}: no file {root / (missing or '')} in the data's folder")
         if row["split"] not in SPLITS or not row["group"]:
             raise UserError(f"{where}: needed a split of {', '.join(SPLITS)} and a group")
         if splits.setdefault(row["group"], row["split"]) != row["split"]:

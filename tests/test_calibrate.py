@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,20 @@ def sure(window):
     return np.stack([0 * window[0], np.where(window[0] > 0.55, 60, -60)]).astype(np.float32)
 
 
+def test_a_budget_above_all_that_can_be_seen_in_vain_is_one_that_no_longer_decides(spots):
+    enough, huge = (
+        fit_thresholds(model_of("pit"), pits_only, spots, budget_per_mpx=budget) for budget in (1e5, 1e300)
+    )
+    assert huge.thresholds == enough.thresholds
+    assert huge.alarms == enough.alarms
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, math.inf, math.nan])
+def test_a_budget_that_is_no_finite_number_above_0_is_refused(spots, budget):
+    with pytest.raises(UserError, match="needed a finite number above 0"):
+        fit_thresholds(model_of("pit"), pits_only, spots, budget_per_mpx=budget)
+
+
 def test_without_a_budget_there_are_no_more_alarms_than_before_and_no_promise(spots):
     model = model_of("pit", thresholds={"pit": 0.9})
     before = evaluate(model, pits_only, spots).report()
@@ -224,7 +239,7 @@ def test_a_net_that_is_three_times_too_sure_gets_temperature_three(tmp_path):
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12) | st.just(10**15))
 def test_the_choice_is_the_best_of_all_combinations(seed, allowed):
     """Two classes, all combinations tried: the mean of their recalls of tiny and small, fewest alarms."""
     rng = np.random.default_rng(seed)

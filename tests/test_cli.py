@@ -72,6 +72,20 @@ def test_the_torch_engine_finds_the_same_defects(home: Path) -> None:
     assert torch["by_class"] == onnx["by_class"]
 
 
+def test_a_dry_run_with_along_strip_plans_that_scan(home: Path) -> None:
+    """It is another run than the one without, which may be done already."""
+    inspect(home, "scan", "R1")
+    along = ("scan", "R1", "--along-strip", "scratches", "--json")
+
+    plan = json.loads(inspect(home, *along, "--dry-run").stdout)
+    unknown = inspect(home, "scan", "R1", "--along-strip", "rust", "--dry-run")
+    run = json.loads(inspect(home, *along).stdout)
+
+    assert (plan["run_id"], plan["bands_done"]) == (run["run_id"], 0)
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "--along-strip rust: model " in unknown.stderr
+
+
 def test_rolls_lists_the_roll_and_its_runs(home: Path) -> None:
     run_id = json.loads(inspect(home, "scan", "R1", "--json").stdout)["run_id"]
     [line] = inspect(home, "rolls", "--json").stdout.splitlines()

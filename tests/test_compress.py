@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -439,6 +440,9 @@ def test_mistakes_are_told_before_the_work_starts(plant, pits, int8):
         ({"int8": True, "prune": 0.5}, "one of --int8 and --prune"),
         ({"prune": 1.5}, "above 0 and below 1"),
         ({"int8": True, "steps": 5}, "--steps is for --prune"),
+        ({"int8": True, "budget": 0.0}, "--budget 0: it must be a finite number above 0"),
+        ({"int8": True, "budget": math.inf}, "--budget inf: it must be a finite number above 0"),
+        ({"int8": True, "budget": math.nan}, "--budget nan: it must be a finite number above 0"),
         ({"int8": True}, "no budget of false alarms on its card"),
         ({"int8": True, "budget": BUDGET, "engine": "torch"}, "onnx or openvino"),
     ):

@@ -114,9 +114,15 @@ def test_16_bit_png_is_kept_bit_for_bit(folder, destination):
     )
 
 
-def test_tiff_with_white_as_zero_is_turned(folder, destination):
-    tifffile.imwrite(folder / "a.tif", 255 - noise(40), photometric="miniswhite")
-    assert np.array_equal(ingest_strips(folder, destination, STRIP).read(0, 40)[0], noise(40))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_with_white_as_zero_is_turned(folder, destination, dtype):
+    """Whoever decodes it: tifffile the first, pillow the second, which is in LZW."""
+    gray = noise(40, dtype=dtype)
+    tifffile.imwrite(folder / "a.tif", np.invert(gray), photometric="miniswhite")
+    # pillow turns 8 bits as it saves, and saves 16 bits as they are.
+    pixels = gray if dtype == np.uint8 else np.invert(gray)
+    Image.fromarray(pixels).save(folder / "b.tif", compression="tiff_lzw", tiffinfo={262: 0})
+    assert np.array_equal(ingest_strips(folder, destination, STRIP).read(0, 80)[0], np.tile(gray, (2, 1)))
 
 
 def test_a_preview_page_in_a_tiff_is_left_aside(folder, destination):

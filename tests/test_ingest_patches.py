@@ -334,6 +334,37 @@ def test_an_image_cut_short_leaves_nothing(export, destination):
     assert "a.png cannot be read" in refusal(export, destination)
 
 
+def test_no_roll_comes_without_its_table(export, destination):
+    """So the same command may be given again."""
+    write(export, "1,pit,100,4000,,,a.png\n")
+    table = destination.with_name("coil-1.events.parquet")
+    table.mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*coil-1.events.parquet"):
+        ingest(export, destination, UNSAID)
+    assert not destination.exists()
+
+    table.rmdir()
+    ingest(export, destination, UNSAID)
+    assert pq.read_table(table).num_rows == 1
+
+
+def test_a_roll_that_cannot_come_to_its_place_takes_its_table_back(export, destination):
+    """A plain file stands where the roll before would be put aside."""
+    table = destination.with_name("coil-1.events.parquet")
+    ingest(write(export, "1,pit,100,4000,,,a.png\n"), destination, UNSAID)
+    before = table.read_bytes()
+    destination.with_name(".coil-1.replaced.zarr").touch()
+    write(export, "1,scratch,100,4000,,,a.png\n")
+    with pytest.raises(UserError, match="Not a directory"):
+        ingest(export, destination, UNSAID, overwrite=True)
+    assert table.read_bytes() == before
+
+    table.unlink()
+    with pytest.raises(UserError, match="Not a directory"):
+        ingest(export, destination, UNSAID, overwrite=True)
+    assert not table.exists()
+
+
 def test_two_tables_are_refused_but_one_can_be_named(export, destination):
     write(export, "1,pit,100,4000,,,a.png\n")
     (export / "other.csv").write_text("x")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -130,6 +131,18 @@ def test_the_manifest_has_the_columns_of_the_public_sets(tmp_path):
 
     assert row["classes"] == "1 2"
     assert (row["width"], row["height"], len(row["sha256_16"])) == ("24", "20", 16)
+
+
+@both
+def test_a_manifest_with_absolute_paths_goes_out_too(labelled_folder, tmp_path, monkeypatch, tool):
+    """The names are those of the same manifest with relative paths, wherever the command was given."""
+    manifest = labelled_folder / "manifest.csv"
+    manifest.write_text(re.sub(r"\d(_mask)?\.png", rf"{labelled_folder}/\g<0>", manifest.read_text()))
+    monkeypatch.chdir(tmp_path)
+
+    back = there_and_back(open_labels(Path("labelled")), tool, tmp_path)
+
+    assert [sample.image.name for sample in by_name(back)] == ["5.png", *(f"{i}.png" for i in range(5))]
 
 
 @both

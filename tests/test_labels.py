@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -161,6 +162,19 @@ def test_16_bits_are_read_to_the_full(tmp_path, suffix):
     image, _ = open_labels(tmp_path).samples[0].read()
 
     assert image[0] == pytest.approx(np.array([[0, 1], [0.2, 1 / 65535]]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_image_with_white_as_zero_is_turned(tmp_path, dtype):
+    write_pair(tmp_path, "a", size=(2, 2), suffix=".tif")
+    write_classes(tmp_path)
+    white = np.iinfo(dtype).max
+    stored = np.array([[white, 0], [white, white]], dtype=dtype)
+    tifffile.imwrite(tmp_path / "images" / "a.tif", stored, photometric="miniswhite")
+
+    image, _ = open_labels(tmp_path).samples[0].read()
+
+    assert image.tolist() == [[[0, 1], [0, 0]]]
 
 
 def test_a_roll_gives_its_tiles_with_a_defect_and_half_as_many_clean(tmp_path):
@@ -458,6 +472,43 @@ def test_an_absolute_path_or_a_link_out_of_the_folder_is_refused(plain):
     (root / "link.png").symlink_to(plain / "images" / "a.png")
     write_manifest(root, manifest_row(), manifest_row(image="link.png"))
     refused(root, "line 3: no file")
+
+
+@pytest.mark.parametrize("given", ["absolute", "relative", "link"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./images/a.png",
+        "images//a.png",
+        "../inner/images/a.png",
+        "{root}/images/a.png",
+        "{link}/images/a.png",
+    ],
+)
+def test_however_a_manifest_spells_a_path_it_is_below_the_root(tmp_path, monkeypatch, given, name):
+    """So an export or a split can tell it from there."""
+    root, link = tmp_path / "inner", tmp_path / "link"
+    write_pair(root, "a")
+    write_classes(root)
+    link.symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    opened = {"absolute": root, "relative": Path("inner"), "link": link}[given]
+    write_manifest(root, manifest_row(image=name.format(root=root, link=link)))
+
+    [sample] = open_labels(opened).samples
+
+    assert sample.image == opened / "images" / "a.png"
+
+
+def test_an_image_that_is_a_link_within_the_folder_keeps_its_name(plain):
+    (plain / "link.png").symlink_to(plain / "images" / "a.png")
+    (plain / "more").symlink_to(plain / "images")
+    for name in ("link.png", str(plain / "link.png"), "more/a.png", str(plain / "more" / "a.png")):
+        write_manifest(plain, manifest_row(image=name))
+
+        [sample] = open_labels(plain).samples
+
+        assert sample.image == plain / name
 
 
 @pytest.mark.parametrize("column", ["image", "mask", "split", "group"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def plain(tmp_path):
 def rows_of(root):
     with (root / "manifest.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write_rows(root, rows):
+    with (root / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def test_every_image_is_listed_and_no_group_straddles(plain):
@@ -95,10 +103,7 @@ def test_a_manifest_that_is_replaced_keeps_groups_and_further_columns_and_puts_s
     rows = rows_of(plain)
     for i, row in enumerate(rows):
         row |= {"split": ("train", "test")[i % 2], "group": f"heat-{i % 12}", "note": f"n{i}"}
-    with (plain / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(plain, rows)
 
     write_split(plain, overwrite=True)
 
@@ -107,6 +112,35 @@ def test_a_manifest_that_is_replaced_keeps_groups_and_further_columns_and_puts_s
         (row["image"], row["group"], row["note"]) for row in rows
     ]
     assert len({(row["group"], row["split"]) for row in after}) == 12
+
+
+@pytest.mark.parametrize("spelled", ["./{}", "{root}/{}"])
+def test_further_columns_are_kept_however_a_path_is_spelled(plain, monkeypatch, spelled):
+    write_split(plain)
+    rows = rows_of(plain)
+    names = [row["image"] for row in rows]
+    for i, row in enumerate(rows):
+        row |= {name: spelled.format(row[name], root=plain) for name in ("image", "mask")} | {"note": f"n{i}"}
+    write_rows(plain, rows)
+    monkeypatch.chdir(plain.parent)
+
+    write_split(Path(plain.name), overwrite=True)
+
+    assert [(row["image"], row["note"]) for row in rows_of(plain)] == [
+        (name, f"n{i}") for i, name in enumerate(names)
+    ]
+
+
+def test_a_manifest_that_changes_while_images_are_read_is_kept(plain):
+    write_split(plain)
+    changed = (plain / "manifest.csv").read_text().splitlines()[:-1]
+
+    def change(done: int, total: int) -> None:
+        (plain / "manifest.csv").write_text("\n".join(changed))
+
+    with pytest.raises(UserError, match=r"manifest.csv was changed while the images were read"):
+        write_split(plain, overwrite=True, on_image=change)
+    assert (plain / "manifest.csv").read_text().splitlines() == changed
 
 
 def test_groups_that_show_the_same_steel_become_one(plain):

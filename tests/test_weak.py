@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +172,17 @@ def test_what_has_no_mask_judges_nothing(weak_folder, tmp_path):
     )
 
     assert {sample.split for sample in open_labels(tmp_path / "out").samples} == {"train", "test"}
+
+
+def test_a_manifest_with_absolute_paths_is_written_with_the_names_of_the_relative_ones(
+    weak_folder, tmp_path, monkeypatch
+):
+    manifest = weak_folder / "manifest.csv"
+    manifest.write_text(re.sub(r"\d(_mask)?\.png", rf"{weak_folder}/\g<0>", manifest.read_text()))
+    monkeypatch.chdir(tmp_path)
+
+    write_pseudo(Evidence(), open_weak(Path("labelled")), tmp_path / "out", "test")
+
+    assert sorted(sample.image.name for sample in open_labels(tmp_path / "out").samples) == [
+        f"{i}.png" for i in range(6)
+    ]

@@ -1,5 +1,6 @@
 """`inspect compress`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,8 @@ def compress(
         raise UserError("give one of --int8 and --prune SHARE; INT8 comes last, of the pruned model", USAGE)
     if prune is not None and not 0 < prune < 1:
         raise UserError(f"--prune {prune:g}: a share of the channels is above 0 and below 1", USAGE)
+    if budget is not None and not 0 < budget < math.inf:
+        raise UserError(f"--budget {budget:g}: it must be a finite number above 0", USAGE)
     if int8 and steps is not None:
         raise UserError("--steps is for --prune: INT8 is calibrated, not trained", USAGE)
 
@@ -59,10 +62,10 @@ def compress(
     budget_per_mpx = original.card.budget
     if budget is not None:
         budget_per_mpx = budget * (m2_per_mpx(sources[0]) or 1.0)
-    if budget_per_mpx is None or budget_per_mpx <= 0:
+    if budget_per_mpx is None:
         raise UserError(
             f"model {original.card.name} has no budget of false alarms on its card: "
-            "give --budget, above 0, so that both models are judged alike",
+            "give --budget, so that both models are judged alike",
             USAGE,
         )
     if prune is not None and (left_out := recipe_by_source(original, len(sources))[1]):

@@ -1,5 +1,6 @@
 """`inspect evaluate`, `compare` and `calibrate`."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,8 +141,8 @@ def calibrate(
 
     if split == "test":
         raise UserError("--split test: what is fitted on it cannot be tested on it; use val", USAGE)
-    if budget is not None and not budget > 0:
-        raise UserError(f"--budget {budget}: it must be above 0", USAGE)
+    if budget is not None and not 0 < budget < math.inf:
+        raise UserError(f"--budget {budget:g}: it must be a finite number above 0", USAGE)
     plant = open_plant(home)
     file = plant.model(model)
     if is_shipped(file):

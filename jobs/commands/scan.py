@@ -118,15 +118,14 @@ def scan(
     with open_executor(
         workers=workers, scheduler=scheduler, tls=tls, threads=threads, device=device
     ) as executor:
-        how = {"engine": engine, "device": device}
-        lines = {"along": along_strip} if along_strip else {}
+        how = {"engine": engine, "device": device} | ({"along": along_strip} if along_strip else {})
         for roll_id in wanted:
             try:
                 if dry_run:
                     _tell_estimate(plant, roll_id, chosen, executor, band_lines, how, as_json=as_json)
                     continue
                 patience = patience_s if live else None
-                run = _scan(plant, roll_id, chosen, executor, patience, band_lines=band_lines, **how, **lines)
+                run = _scan(plant, roll_id, chosen, executor, patience, band_lines=band_lines, **how)
             except UserError as fault:
                 if len(wanted) == 1:
                     raise
@@ -175,7 +174,7 @@ def _tell_estimate(
     model: "Model",
     executor: "Executor",
     band_lines: int | None,
-    how: dict[str, str],
+    how: dict[str, Any],
     *,
     as_json: bool,
 ) -> None:
@@ -187,7 +186,7 @@ def _tell_estimate(
     from rollsight.jobs.scan_job import estimate_roll, plan_roll
 
     roll = plant.roll(roll_id)
-    planned = plan_roll(plant, roll, model, executor, engine=how["engine"], device=how["device"])
+    planned = plan_roll(plant, roll, model, executor, **how)
     told = estimate_roll(planned, executor, band_lines)
     free = shutil.disk_usage(plant.home).free
     if as_json:
