@@ -13,6 +13,7 @@ from typing import Any
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.models import Model, model_names
 from rollsight.inspect.roll_state import last_written
+from rollsight.jobs.due import NEVER, closed_or_never
 from rollsight.jobs.ledger.bands import receipts_in, record_bands
 from rollsight.jobs.ledger.claims import is_gone
 from rollsight.jobs.ledger.events import add_event
@@ -120,9 +121,9 @@ def _adopt(site: Site, folder: Path, row: Run | None) -> bool:
         }
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    closed_at = last_written(site.plant.roll_path(folder.parent.name))
+    closed_at = closed_or_never(site.plant.roll_path(folder.parent.name)) if row is None else row.closed_at
     ended = (folder / "report.html").stat().st_mtime
-    if row is None and (closed_at is None or ended < closed_at.timestamp()):
+    if closed_at == NEVER or ended < closed_at.timestamp():
         return False  # the roll is gone, or was made again since: what was found is not of it
 
     def adopt(session: Session) -> None:

@@ -14,7 +14,7 @@ from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Run
 from rollsight.jobs.sites import Site
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # `closed_at` of a roll whose description is not there
@@ -157,9 +157,10 @@ def _replace(session: Session, job: Job, now: datetime) -> None:
 
 
 def _known(session: Session, job: Job) -> set[tuple[str, datetime]]:
+    """The rolls that are inspected or on their way; what was replaced is neither."""
     rows = session.execute(
         select(Run.roll_id, Run.closed_at).where(
-            Run.model_hash == job.model.hash, Run.rules_hash == job.rules_hash
+            Run.model_hash == job.model.hash, Run.rules_hash == job.rules_hash, Run.state != "replaced"
         )
     )
     return {(roll_id, closed_at) for roll_id, closed_at in rows}
@@ -179,7 +180,10 @@ def _closed(plant: Plant, roll_id: str, closed_at: datetime) -> Found | None:
 
 
 def _put(session: Session, job: Job, roll: Found, slot_id: int | None, now: datetime) -> bool:
-    """Make the run due unless it is there; with `rescan` once more, unless one still waits."""
+    """Make the run due unless it is there; with `rescan` once more, unless one still waits.
+
+    One that was replaced is due again: its model and rules are those that hold once more.
+    """
     same = (
         Run.roll_id == roll.roll_id,
         Run.closed_at == roll.closed_at,
@@ -208,10 +212,16 @@ def _put(session: Session, job: Job, roll: Found, slot_id: int | None, now: date
         "slot_id": slot_id,
         "state": "due",
         "attempt": 0,
-        "fencing_token": 0,
         "created_at": now,
     }
-    if not inserted(session, Run, row):
+    if inserted(session, Run, row | {"fencing_token": 0}):
+        add_event(session, now, "run.made", slot_id=slot_id, roll_id=roll.roll_id)
+        return True
+    replaced = (*same, Run.rescan == rescan, Run.state == "replaced")
+    again = update(Run).where(*replaced).values(**row, not_before=None, ended_at=None, error=None)
+    key = session.scalar(again.returning(Run.id))
+    if key is None:
         return False
-    add_event(session, now, "run.made", slot_id=slot_id, roll_id=roll.roll_id)
+    told = f"{job.model_name} and its rules are these again"
+    add_event(session, now, "run.again", run_key=key, slot_id=slot_id, roll_id=roll.roll_id, detail=told)
     return True

@@ -19,7 +19,7 @@ from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, PARTIAL, UserError
 from rollsight.inspect.models import Model
 from rollsight.inspect.rolls import Roll
 from rollsight.jobs.cluster import Executor
-from rollsight.jobs.due import Due, Job, Selection, closed_or_never, find_due
+from rollsight.jobs.due import NEVER, Due, Job, Selection, closed_or_never, find_due
 from rollsight.jobs.executors import open_executor
 from rollsight.jobs.ledger.claims import (
     Lease,
@@ -163,7 +163,7 @@ def _work(
         beat.check()
         if until is not None and site.clock() > until:
             return f"the deadline {until:%H:%M} UTC has come: what is left is due next time"
-        if (short := _short_of_disk(site)) is not None:
+        if (short := short_of_disk(site)) is not None:
             return short
         with site.ledger.read() as session:
             mine = [key for key in candidates(session, job) if key not in tried]
@@ -218,7 +218,8 @@ def _inspect(
     if not path.is_dir():
         site.ledger.keep(lambda session: roll_gone(site, session, row, lease))
         return
-    if closed_or_never(path) != row.closed_at:
+    closed_at = closed_or_never(path)
+    if closed_at not in (NEVER, row.closed_at):
         told = "the roll was made again since: as it is now it is due by itself"
         now = site.clock()
         site.ledger.keep(lambda session: finish(session, lease, now, "replaced", error=told))
@@ -235,6 +236,8 @@ def _inspect(
     planned: Planned | None = None
     unreadable = True
     try:
+        if closed_at != row.closed_at:
+            raise UserError(f"{path}: its description cannot be read now: check disk and rights")
         roll = site.plant.roll(row.roll_id)
         unreadable = False
         planned = plan_roll(site.plant, roll, job.model, executor)
@@ -274,7 +277,7 @@ def told_of(fault: Exception) -> tuple[str, int]:
     return " ".join(told.replace("\0", "?").split())[:MAX_ERROR], FAILED
 
 
-def _short_of_disk(site: Site) -> str | None:
+def short_of_disk(site: Site) -> str | None:
     """Why no roll may be begun for want of disk; told once a day."""
     free = shutil.disk_usage(site.plant.home).free
     reserve = site.line.disk_reserve_gb * 1e9

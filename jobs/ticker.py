@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from rollsight.inspect.errors import CONFIG, LOCKED, PARTIAL, UserError
+from rollsight.inspect.errors import CONFIG, LOCKED, PARTIAL, USAGE, UserError
 from rollsight.jobs.due import Job
 from rollsight.jobs.ledger.claims import Lease as SlotLease
 from rollsight.jobs.ledger.claims import LeaseLostError, claim, fail, finish, lease_of
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
-from rollsight.jobs.ledger.schema import Event, Slot
+from rollsight.jobs.ledger.schema import Event, Run, Slot
 from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.making import run_making
 from rollsight.jobs.night_file import write_night
@@ -24,10 +24,12 @@ from rollsight.jobs.nightly import Night, OnRoll, open_job, run_night, told_of
 from rollsight.jobs.schedule import BY_HAND, ON_TIME, AnyJob, Scheduled, moments
 from rollsight.jobs.schedule import Job as Entry
 from rollsight.jobs.sites import Site
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 GRAVITY = (0, LOCKED, PARTIAL, CONFIG)  # the exit code of a tick is the worst of its slots
+AHEAD = timedelta(minutes=5)  # how far the clock of another scheduler may be before this one
+ABANDONED = timedelta(days=8)  # a night by hand that comes once a week still finds what it left
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def tick(site: Site, *, on_roll: OnRoll | None = None) -> Tick:
     ledger stays away, StoppedError at SIGTERM.
     """
     made = left_out = 0
+    site.ledger.keep(lambda session: end_abandoned(site, session))
     for entry in site.line.jobs:
         new, skipped = site.ledger.keep(lambda session, entry=entry: make_slots(site, session, entry))  # type: ignore[misc]
         made, left_out = made + new, left_out + skipped
@@ -70,10 +73,12 @@ def make_slots(site: Site, session: Session, entry: Scheduled) -> tuple[int, int
     """Write the job's moments since its last slot into the ledger; how many are due, how many left out.
 
     A job that is new begins now. Missed moments are caught up as the job says; one on which a slot stands is
-    never made again, so a clock that was set back makes none until it has come to where it was.
+    never made again, so a clock that was set back makes none until it has come to where it was. A slot
+    ahead of the clock hinders none before it.
     """
     now = site.clock()
-    last = session.scalar(select(func.max(Slot.scheduled_for)).where(Slot.job == entry.name))
+    past = (Slot.job == entry.name, Slot.scheduled_for <= now)
+    last = session.scalar(select(func.max(Slot.scheduled_for)).where(*past))
     if last is None:
         last = session.scalar(
             select(func.max(Event.at)).where(Event.kind == "job.seen", Event.detail == entry.name)
@@ -269,8 +274,44 @@ def begin_by_hand(site: Site) -> SlotLease:
     return site.ledger.keep(begin)
 
 
+def end_abandoned(site: Site, session: Session) -> None:
+    """End what waits for a model and rules that no job of line.yaml names any more.
+
+    A night by hand or a watch may still want it: what anything was done with within `ABANDONED` stays, and so
+    does everything while a night by hand is at work. Either makes due again what was ended too soon.
+    """
+    now = site.clock()
+    by_hand = (Slot.job == BY_HAND, Slot.state == "running", Slot.lease_until >= now)
+    if session.scalar(select(Slot.id).where(*by_hand).limit(1)) is not None:
+        return
+    named = {(entry.model, entry.rules) for entry in site.line.jobs if isinstance(entry, Entry)}
+    before = now - ABANDONED
+    last = select(func.max(Event.at)).where(Event.roll_id == Run.roll_id, Event.run_key == Run.id)
+    touched = last.scalar_subquery()
+    waiting = select(Run).where(
+        Run.state.in_(("due", "retry")), Run.created_at < before, or_(touched.is_(None), touched < before)
+    )
+    for run in session.scalars(waiting.with_for_update(skip_locked=True)):
+        if (run.model, run.rules) not in named:
+            with_rules = "" if run.rules is None else f" with {run.rules}"
+            run.state, run.ended_at = "replaced", now
+            run.error = f"no job inspects with {run.model}{with_rules} any more, and no night by hand did so "
+            run.error += f"for {ABANDONED.days} days"
+            add_event(session, now, "run.replaced", run_key=run.id, roll_id=run.roll_id, detail=run.error)
+
+
 def begin_slot(site: Site, entry: Scheduled, at: datetime) -> tuple[SlotLease | None, str]:
-    """Make and hold the slot of a job at a moment that someone names; None where it has ended."""
+    """Make and hold the slot of a job at a moment that someone names; None where it has ended.
+
+    UserError for a moment that is still to come.
+    """
+    now = site.clock()
+    if at - now > AHEAD:
+        raise UserError(
+            f"job {entry.name} of {at.isoformat()} is still to come, it is {now:%Y-%m-%d %H:%M} UTC: name a "
+            "moment that has come",
+            USAGE,
+        )
 
     def begin(session: Session) -> tuple[SlotLease | None, str]:
         add_slot(site, session, entry.name, at, entry=entry)
@@ -286,6 +327,12 @@ def begin_slot(site: Site, entry: Scheduled, at: datetime) -> tuple[SlotLease | 
         return lease_of(taken), "running"
 
     return site.ledger.keep(begin)
+
+
+def deadline_of(site: Site, slot: SlotLease) -> datetime | None:
+    """After it nothing further is begun; None of a slot without one."""
+    with site.ledger.read() as session:
+        return session.get_one(Slot, slot.id).deadline
 
 
 def next_moment(site: Site, now: datetime) -> datetime | None:

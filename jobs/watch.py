@@ -12,12 +12,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.errors import LOCKED, USAGE, UserError
 from rollsight.inspect.ingest import ingest
+from rollsight.inspect.models import CARD
+from rollsight.inspect.promoted import POINTER
 from rollsight.inspect.roll_state import last_written, strip_at
 from rollsight.inspect.strips import Strip, check_roll_id, is_plain_name
 from rollsight.jobs.cluster import Executor
@@ -26,7 +29,7 @@ from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Artifact, Event, Run
 from rollsight.jobs.live_job import scan_so_far
-from rollsight.jobs.nightly import OnRoll, candidates
+from rollsight.jobs.nightly import OnRoll, candidates, open_job, short_of_disk
 from rollsight.jobs.retention import RAW
 from rollsight.jobs.sites import Site
 from rollsight.jobs.ticker import begin_by_hand, run_slot
@@ -38,6 +41,14 @@ SETTLE_S = 30.0
 INGESTED = "roll.ingested"  # event; detail: {"entry", "look"}
 
 Look = tuple[int, int, int]  # files, bytes, newest change in ns
+Files = dict[Path, tuple[int, int, int]]  # inode, bytes, change in ns of what is there
+
+
+class FolderAwayError(UserError):
+    """There is no such drop folder: it is named wrongly, or its disk is away."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, USAGE)
 
 
 @dataclass(slots=True)
@@ -46,6 +57,11 @@ class Watched:
 
     looks: dict[str, tuple[Look, float]] = field(default_factory=dict)  # entry -> how it was, since when
     refused: dict[str, Look] = field(default_factory=dict)  # entry -> how it was when it was refused
+    job: Job | None = None  # as it was opened last
+    opened: Files = field(default_factory=dict)  # how its model's and rules' files were then
+    is_short: bool = False  # of disk, and told
+    looked: bool = False  # once at least
+    faults: tuple[str, ...] = ()  # of the last look
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,37 @@ class Seen:
     growing: tuple[str, ...]  # rolls that were scanned on as they grow
     exit_code: int = 0  # of the scans
     told: str = ""
+    faults: tuple[str, ...] = ()  # that are new, a line each: what may pass by itself
+
+
+def look_on(
+    site: Site, folder: Path, watched: Watched, *, model: str | None, rules: str | None, **options: Any
+) -> Seen:
+    """Look once more, as `look` with these options, and model and rules as they are now; no model: ingest.
+
+    What is wrong at the first look is raised. Later a ledger or a disk that is away for a moment, and a model
+    or rules that cannot be opened, are told in `faults`, once while they last.
+    """
+    job, seen, faults = None, Seen((), (), (), ()), []
+    try:
+        job = None if model is None else job_now(site, watched, model, rules)
+    except UserError as fault:
+        if not watched.looked:
+            raise
+        faults.append(str(fault))
+    try:
+        seen = look(site, folder, watched, job=job, **options)
+    except UserError as fault:
+        if not watched.looked or not (fault.exit_code == LOCKED or isinstance(fault, FolderAwayError)):
+            raise
+        faults.append(str(fault))
+    except OSError as fault:
+        if not watched.looked:
+            raise
+        faults.append(f"{fault.filename or folder}: {fault.strerror or fault}")
+    new = tuple(fault for fault in faults if fault not in watched.faults)
+    watched.looked, watched.faults = True, tuple(faults)
+    return replace(seen, faults=new)
 
 
 def look(
@@ -74,11 +121,11 @@ def look(
     """Look at the folder once: ingest what is complete, and with `job` inspect all that is due then.
 
     live: scans the bands that are there of each roll of the plant that still grows. A bad entry is refused,
-    told once by an alert, and taken up again when it changes. UserError where there is no such folder.
+    told once by an alert, and taken up again when it changes. FolderAwayError where there is no such folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}: name the folder that rolls are dropped into", USAGE)
     ingested, refused, waiting = [], [], []
+    if not folder.is_dir():
+        raise FolderAwayError(f"no folder {folder}: name the folder that rolls are dropped into")
     for entry in entries(folder):
         roll_id = entry.stem if entry.is_file() else entry.name
         if is_plain_name(roll_id) and last_written(site.plant.roll_path(roll_id)) is not None:
@@ -95,22 +142,48 @@ def look(
         if not is_marked(entry) and (now_look[0] == 0 or monotonic() - since < settle_s):
             waiting.append(printable(entry.name))
             continue
+        how = look_at(entry, content=True)  # what changes under the ingest is taken again, not lost
         try:
             take(site, entry, roll_id)
         except UserError as fault:
-            watched.refused[entry.name] = now_look
+            if look_at(entry) != now_look:  # it changed under the ingest, or its disk went away
+                waiting.append(printable(entry.name))
+                continue
             told_now = printable(str(fault))
-            refused.append((printable(entry.name), told_now))
             _tell(site, entry, now_look, told_now)
+            watched.refused[entry.name] = now_look
+            refused.append((printable(entry.name), told_now))
         else:
+            note_taken(site, entry, roll_id, how)
             ingested.append(roll_id)
     growing = tuple(_scan_growing(site, job, live)) if job is not None and live is not None else ()
     code, told = 0, ""
     if job is not None and is_due(site, job):
-        code, told = run_slot(
-            site, begin_by_hand(site), None, None, job=job, on_roll=on_roll, with_reference=False
-        )
+        if (short := short_of_disk(site)) is not None:
+            code, told = LOCKED, "" if watched.is_short else short
+        else:
+            code, told = run_slot(
+                site, begin_by_hand(site), None, None, job=job, on_roll=on_roll, with_reference=False
+            )
+        watched.is_short = short is not None
     return Seen(tuple(ingested), tuple(refused), tuple(waiting), growing, code, told)
+
+
+def job_now(site: Site, watched: Watched, model: str, rules: str | None) -> Job:
+    """The job with model and rules as they are now; opened anew only where a file that decides them changed.
+
+    UserError 78 as `open_job`.
+    """
+    deciding = (site.plant.models / POINTER, *site.plant.models.glob(f"*/{CARD}"), Path(model) / CARD)
+    files: Files = {}
+    for path in (*deciding, *(() if rules is None else (site.plant.home / rules,))):
+        with contextlib.suppress(OSError):  # not there: `open_job` says so where it must be
+            status = path.stat()
+            files[path] = status.st_ino, status.st_size, status.st_mtime_ns
+    if watched.job is None or watched.opened != files:
+        watched.job = None  # what does not hold any more is not gone on with
+        watched.job, watched.opened = open_job(site, None, model=model, rules=rules), files
+    return watched.job
 
 
 def entries(folder: Path) -> Iterator[Path]:
@@ -153,13 +226,15 @@ def is_marked(entry: Path) -> bool:
 def take(site: Site, entry: Path, roll_id: str) -> None:
     """Make the roll of an entry; UserError in one line where it cannot be."""
     check_roll_id(roll_id)
-    how = look_at(entry, content=True)  # what changes under the ingest is taken again, not lost
     strip = Strip(roll_id=roll_id, side=None, lighting=(), mm_per_px_x=None, mm_per_line=None)
     ingest(entry, site.plant.roll_path(roll_id), strip)
+
+
+def note_taken(site: Site, entry: Path, roll_id: str, how: Look) -> None:
+    """Write into the ledger of which entry the roll was made, and how that was."""
     now = site.clock()
     detail = json.dumps({"entry": printable(entry.name), "look": how})
-    with site.ledger.write() as session:
-        add_event(session, now, INGESTED, roll_id=roll_id, detail=detail)
+    site.ledger.keep(lambda session: add_event(session, now, INGESTED, roll_id=roll_id, detail=detail))
 
 
 def was_taken(site: Site, entry: Path, roll_id: str) -> bool:

@@ -1,12 +1,14 @@
 """`inspect jobs …` and `inspect rolls hold` as a user runs them; each mistake is one line."""
 
 import json
+import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, PARTIAL, USAGE
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
@@ -78,6 +80,17 @@ def test_a_tick_and_a_slot_that_is_named(run, tmp_path: Path) -> None:
     assert code == 0 and line.endswith("has ended before: done")
 
 
+def test_a_slot_that_is_named_begins_no_roll_after_its_deadline(run, tmp_path: Path) -> None:
+    make_roll(tmp_path, "R1")
+    (tmp_path / "line.yaml").write_text("jobs: [{name: nightly, cron: '30 1 * * *', deadline_h: 1}]")
+    now = datetime.now(UTC)
+    for hours, exit_code in ((2, PARTIAL), (0.5, 0)):
+        at = (now - timedelta(hours=hours)).isoformat()
+        code, out, err = run("jobs", "run-slot", "nightly", "--at", at)
+        assert code == exit_code, err
+    assert out[-1].startswith("1 done")
+
+
 def test_a_roll_is_put_on_hold_and_released_and_rolls_still_lists(run, tmp_path: Path) -> None:
     make_roll(tmp_path, "R1")
     assert run("rolls", "hold", "R1", "--reason", "claim 7")[:2] == (
@@ -112,6 +125,36 @@ def test_what_is_dropped_is_ingested(run, tmp_path: Path) -> None:
     assert err[0].startswith("inspect: R1: ") and len(err) == 2
 
 
+def test_a_watch_goes_on_where_its_folder_was_away_and_follows_its_rules(tmp_path: Path) -> None:
+    drop, rules = tmp_path / "drop", tmp_path / "rules.yaml"
+    drop.mkdir()
+    rules.write_text("limits: []")
+
+    def put(roll_id: str) -> None:
+        entry = drop / roll_id
+        entry.mkdir()
+        Image.fromarray(np.full((80, 128), 120, dtype=np.uint8)).save(entry / "0.png")
+        (entry / "strip.json").write_text(json.dumps({"mm_per_px_x": 1, "mm_per_line": 1, "side": "top"}))
+        (entry / ".done").touch()
+
+    command = [sys.executable, "-m", "rollsight.jobs", "jobs", "watch", str(drop), "--rules", "rules.yaml"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = ("--every-s", "0.1", "--home", str(tmp_path))
+    process = subprocess.Popen([*command, *options], text=True, **pipes)
+    assert process.stdout is not None and process.stderr is not None
+    put("R1")
+    assert process.stdout.readline() == "ingested R1\n"
+    assert process.stdout.readline().startswith("1 done")
+    drop.rename(tmp_path / "away")
+    assert str(drop) in process.stderr.readline()
+    (tmp_path / "away").rename(drop)
+    rules.write_text("limits: []  # edited")
+    assert process.stdout.readline().startswith("2 done")
+    process.terminate()
+    assert process.wait(15) == LOCKED
+    process.communicate()
+
+
 def newer(home: Path) -> None:
     opened = open_ledger(None, Plant(home))
     with opened.engine.begin() as connection:
@@ -132,6 +175,7 @@ def with_ledger(home: Path) -> None:
 
 
 READ_ONLY = ("--ledger", "sqlite:///file:HOME/ledger.db?mode=ro&uri=true")
+TO_COME = ("run-slot", "nightly", "--at", "2999-01-01T00:00+00:00")
 AWAY = ("--ledger", "postgresql+psycopg://u@127.0.0.1:1/x")
 MISTAKES = {
     "bad cron": (with_line("jobs: [{name: n, cron: daily}]"), ("tick",), CONFIG, "cron 'daily' is no cron"),
@@ -146,6 +190,24 @@ MISTAKES = {
     "unknown job": (nothing, ("run-slot", "n", "--at", "2026-11-24T01:30+01:00"), USAGE, "no job 'n'"),
     "no zone": (nothing, ("run-slot", "n", "--at", "2026-11-24T01:30"), USAGE, "it has no zone: write it"),
     "no moment": (nothing, ("run-slot", "n", "--at", "noon"), USAGE, "--at 'noon': it is a moment like"),
+    "slot to come": (
+        with_line(LINE % "default"),
+        TO_COME,
+        USAGE,
+        "2999-01-01T00:00:00+00:00 is still to come",
+    ),
+    "endless night": (
+        nothing,
+        ("nightly", "--deadline-h", "1e9"),
+        USAGE,
+        "'--deadline-h': Input should be less than or equal to 8760",
+    ),
+    "endless page": (
+        nothing,
+        ("page", "--since-h", "1e9"),
+        USAGE,
+        "'--since-h': Input should be less than or equal to 8760",
+    ),
     "retry of what": (nothing, ("retry",), USAGE, "name rolls, or say --all"),
     "retry of nothing": (nothing, ("retry", "R7"), FAILED, "roll 'R7' has nothing that was given up"),
     "no drop folder": (nothing, ("watch", "HOME/none", "--once"), USAGE, "name the folder that rolls are"),

@@ -392,6 +392,71 @@ def test_a_run_that_waits_for_a_model_that_is_replaced_is_ended_and_the_roll_due
     assert found == [("", "replaced"), ("other", "due")]
 
 
+def test_a_run_that_was_replaced_is_due_again_when_its_model_and_rules_return(any_site: Site, put) -> None:
+    """B was promoted and rolled back, or an edit of the rules undone: the roll waits for A as at first."""
+    site = any_site
+    put("R1")
+    job = open_job(site, None, model="default", rules=None)
+    find_due(site, replace(job, model_name="a"), None, "2026-11-24")
+    with site.ledger.write() as session:
+        session.execute(update(Run).values(state="retry", attempt=4, not_before=START, error="no disk"))
+    find_due(site, replace(job, model_name="a", rules_hash="other"), None, "2026-11-24")
+    assert states(site) == {"R1": "due"}
+    assert find_due(site, job, None, "2026-11-24").made == 1
+    assert find_due(site, job, None, "2026-11-24").made == 0
+    find_due(site, replace(job, model_name="a", rules_hash="more"), None, "2026-11-24")
+    with site.ledger.read() as session:
+        runs = session.scalars(select(Run).order_by(Run.id)).all()
+        found = [(run.rules_hash, run.model, run.state) for run in runs]
+        again = (runs[0].attempt, runs[0].not_before, runs[0].ended_at, runs[0].error)
+        events = session.scalars(select(Event.kind).where(Event.run_key == runs[0].id)).all()
+    assert found == [("", "default", "due"), ("other", "a", "replaced"), ("more", "a", "due")]
+    assert again == (0, None, None, None)
+    assert events == ["run.replaced", "run.again"]
+    night(site)
+    assert done_events(site) == {"R1": 1}
+
+
+def test_a_roll_whose_description_cannot_be_read_for_a_moment_is_tried_again(site: Site, put) -> None:
+    """The system gives an error for it (here ELOOP, on a disk EIO) as its turn comes."""
+    path = put("R1", 1)
+    put("R2", 9)
+    away = path.parent / "away"
+
+    def scan(*rest: Any, **options: Any) -> Any:
+        (path / "zarr.json").rename(away)
+        (path / "zarr.json").symlink_to("zarr.json")
+        return scan_roll(*rest, **options)
+
+    assert night(site, scan=scan).exit_code == PARTIAL
+    assert states(site) == {"R1": "retry", "R2": "done"}
+    assert kinds(site) == [("unreadable", "R1")]
+    away.replace(path / "zarr.json")
+    assert night(site).exit_code == 0
+    assert states(site) == {"R1": "done", "R2": "done"}
+
+
+def test_doctor_takes_what_was_found_on_a_roll_for_none_of_the_roll_that_took_its_place(
+    site: Site, put
+) -> None:
+    """The roll was made again, and its scan failed before it touched what the first one left."""
+    put("R1")
+    night(site)
+    [page] = (site.plant.home / "runs/R1").glob("*/report.html")
+    shutil.rmtree(site.plant.roll_path("R1"))
+    later = page.stat().st_mtime + 60
+    os.utime(put("R1") / "zarr.json", (later, later))
+
+    def scan(*rest: Any, **options: Any) -> Any:
+        raise UserError("the worker died")
+
+    night(site, scan=scan)
+    with site.ledger.read() as session:
+        assert set(session.scalars(select(Run.run_id))) == {page.parent.name}
+    assert [(finding.kind, finding.mended) for finding in examine(site)] == [("adopted", False)]
+    assert states(site) == {"R1": "retry"}
+
+
 def test_doctor_tells_of_a_roll_on_hold_that_the_night_had_no_time_to_tell_of(site: Site, put) -> None:
     path = put("D1", dark=True)
     job = open_job(site, None, model="default", rules=None)

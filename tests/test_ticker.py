@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollsight.inspect.errors import CONFIG, LOCKED, UserError
+from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.jobs.ledger.claims import claim, lease_of, note
 from rollsight.jobs.ledger.database import Ledger
-from rollsight.jobs.ledger.schema import Alert, Slot
+from rollsight.jobs.ledger.schema import Alert, Event, Run, Slot
 from rollsight.jobs.retry import try_again
-from rollsight.jobs.schedule import LineFile
+from rollsight.jobs.schedule import BY_HAND, LineFile
 from rollsight.jobs.sites import Site
-from rollsight.jobs.ticker import begin_slot, make_slots, next_moment, run_slot, tick
+from rollsight.jobs.ticker import (
+    ABANDONED,
+    begin_by_hand,
+    begin_slot,
+    deadline_of,
+    make_slots,
+    next_moment,
+    run_slot,
+    tick,
+)
 from sqlalchemy import select
 
 NIGHT = {"name": "nightly", "cron": "30 1 * * *", "zone": "Europe/Berlin"}
@@ -230,6 +239,93 @@ def test_a_slot_that_someone_names_runs_once(ledger: Ledger, tmp_path: Path) -> 
     assert fault.value.exit_code == LOCKED
     assert run_slot(site, lease, entry, None)[0] == 0
     assert begin_slot(site, entry, at) == (None, "done")
+
+
+def test_a_slot_ahead_of_the_clock_stops_no_schedule_and_none_is_begun(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    tick(site)
+    entry, ahead = site.line.job("nightly"), START + 30 * DAY
+    with pytest.raises(UserError, match="is still to come, it is 2026-11-20 12:00 UTC") as fault:
+        begin_slot(site, entry, ahead)
+    assert (fault.value.exit_code, slots(ledger)) == (USAGE, [])
+    clock.now = ahead  # the clock was wrong as someone named the moment
+    lease, _ = begin_slot(site, entry, ahead)
+    assert lease is not None and run_slot(site, lease, entry, None)[0] == 0
+    clock.now = START + 13 * HOUR
+    assert len(tick(site).ran) == 1
+    assert begin_slot(site, entry, clock.now + timedelta(minutes=4))[1] == "running", "another clock"
+
+
+def test_a_slot_has_a_deadline_until_a_person_tries_it_again(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, deadline_h=2, model="strip-9")
+    entry, at = site.line.job("nightly"), START - HOUR
+    lease, _ = begin_slot(site, entry, at)
+    assert lease is not None and deadline_of(site, lease) == START + HOUR
+    assert run_slot(site, lease, entry, START + HOUR)[0] == CONFIG
+    try_again(site, None)
+    lease, _ = begin_slot(site, entry, at)
+    assert lease is not None and deadline_of(site, lease) is None
+
+
+def waiting_run(roll_id: str, state: str, model: str, rules: str | None = None) -> Run:
+    about = {"roll_id": roll_id, "model": model, "model_hash": f"hash of {model}", "rules": rules}
+    return Run(**about, rules_hash=rules or "", closed_at=START, created_at=START, state=state)
+
+
+def states(ledger: Ledger) -> dict[str, str]:
+    with ledger.read() as session:
+        return {run.roll_id: run.state for run in session.scalars(select(Run).order_by(Run.id))}
+
+
+def test_what_waits_for_a_model_that_no_job_names_any_more_is_ended(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, model="strip-2", catch_up="none")
+    with ledger.write() as session:
+        session.add_all(
+            [
+                waiting_run("R1", "due", "strip-1"),
+                waiting_run("R2", "retry", "strip-2", "old.yaml"),
+                waiting_run("R3", "due", "strip-2"),
+                waiting_run("R4", "dead", "strip-1"),
+            ]
+        )
+    clock.now = START + ABANDONED
+    tick(site)
+    assert set(states(ledger).values()) == {"due", "retry", "dead"}
+    clock.now += HOUR
+    tick(site)
+    assert states(ledger) == {"R1": "replaced", "R2": "replaced", "R3": "due", "R4": "dead"}
+    with ledger.read() as session:
+        told = session.execute(select(Event.roll_id, Event.detail).where(Event.kind == "run.replaced")).all()
+    assert [tuple(line) for line in told] == [
+        ("R1", "no job inspects with strip-1 any more, and no night by hand did so for 8 days"),
+        ("R2", "no job inspects with strip-2 with old.yaml any more, and no night by hand did so for 8 days"),
+    ]
+
+
+def test_what_a_night_by_hand_or_a_watch_still_works_on_is_not_ended(ledger: Ledger, tmp_path: Path) -> None:
+    """One claimed its roll within eight days; another is at work, and has not come to its rolls yet."""
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, catch_up="none")
+    with ledger.write() as session:
+        session.add_all([waiting_run("R1", "due", "strip-1"), waiting_run("R2", "due", "strip-1")])
+        clock.now = START + 7 * DAY
+        first = claim(session, Run, clock.now, site.owner, where=(Run.roll_id == "R1",))
+        assert first is not None
+        first.state = "retry"
+    clock.now = START + 9 * DAY
+    begin_by_hand(site)
+    tick(site)
+    assert states(ledger) == {"R1": "retry", "R2": "due"}
+    clock.now += HOUR  # it died: its lease ran out
+    tick(site)
+    assert states(ledger) == {"R1": "retry", "R2": "replaced"}
+    with ledger.read() as session:
+        assert session.scalars(select(Slot.state).where(Slot.job == BY_HAND)).all() == ["running"]
 
 
 def test_the_next_moment_is_that_of_the_schedule_or_of_a_retry(ledger: Ledger, tmp_path: Path) -> None:

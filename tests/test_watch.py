@@ -3,6 +3,10 @@
 import json
 import os
 import random
+import shutil
+import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,18 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import CONFIG, LOCKED, UserError
+from rollsight.inspect.models import Model, decides
 from rollsight.inspect.plant import Plant
+from rollsight.inspect.promoted import Step, add_step
 from rollsight.inspect.rolls import SHARD_LINES, RollWriter, Strip
 from rollsight.jobs.cluster import Threads
+from rollsight.jobs.ledger import database
 from rollsight.jobs.ledger.database import open_ledger
 from rollsight.jobs.ledger.events import add_event
-from rollsight.jobs.ledger.schema import Alert, Artifact, Run
+from rollsight.jobs.ledger.schema import Alert, Artifact, Event, Run, Slot
 from rollsight.jobs.nightly import open_job
 from rollsight.jobs.retention import retain
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
-from rollsight.jobs.watch import INGESTED, Watched, look
+from rollsight.jobs.watch import INGESTED, Seen, Watched, look, look_on
 from sqlalchemy import select
 
 STRIP = {"mm_per_px_x": 1.0, "mm_per_line": 1.0, "side": "top"}
@@ -188,3 +195,134 @@ def test_a_drop_folder_that_is_not_there_is_refused(site: Site, drop: Path) -> N
     with pytest.raises(UserError, match="name the folder that rolls are dropped into"):
         look(site, drop / "none", Watched())
     assert list(drop.iterdir()) == []
+
+
+def test_a_drop_folder_that_is_away_for_a_moment_is_told_once_and_gone_on_with(
+    site: Site, drop: Path
+) -> None:
+    watched = Watched()
+
+    def seen() -> Seen:
+        return look_on(site, drop, watched, model=None, rules=None, settle_s=0)
+
+    away = drop.rename(drop.parent / "away")
+    with pytest.raises(UserError, match="name the folder that rolls are dropped into"):
+        seen()
+    away.rename(drop)
+    assert seen().faults == ()
+    drop.rename(away)
+    assert [len(seen().faults) for _ in range(3)] == [1, 0, 0]
+    away.rename(drop)
+    put_strip(drop / "R1")
+    assert (seen().ingested, seen().faults) == (("R1",), ())
+
+
+def test_a_watch_follows_a_promotion_and_the_way_back(site: Site, drop: Path, small_model: Model) -> None:
+    """The roll that waited for the first model is inspected with it when it holds again."""
+    watched = Watched()
+    shutil.copytree(small_model.folder, site.plant.models / "small")
+    small = site.plant.model("small")
+
+    def promote(name: str | None, hash_: str = "", told: str = "") -> None:
+        at = "2026-11-24T12:00:00+00:00"
+        add_step(
+            site.plant.models,
+            Step(model=name, model_hash=hash_, decides=told, at=at, by="qe", why="promoted"),
+        )
+
+    def hashes() -> list[str]:
+        look_on(site, drop, watched, model="default", rules=None)
+        assert watched.job is not None
+        with site.ledger.read() as session:
+            done = session.scalars(select(Run.model_hash).where(Run.state == "done").order_by(Run.id))
+            return list(done)
+
+    put_strip(drop / "R1")
+    (drop / "R1" / ".done").touch()
+    first = hashes()
+    opened = watched.job
+    assert hashes() == first and watched.job is opened, "not opened again"
+    promote("small", small.hash, decides(small.card))
+    assert hashes() == [*first, small.hash]
+    promote(None)
+    assert hashes() == [*first, small.hash] and watched.job is not None
+    assert watched.job.model.hash == first[0]
+
+
+def test_rules_that_cannot_be_read_later_are_told_and_what_is_dropped_is_ingested(
+    site: Site, drop: Path
+) -> None:
+    rules, watched = site.plant.home / "rules.yaml", Watched()
+
+    def seen() -> Seen:
+        return look_on(site, drop, watched, model="default", rules="rules.yaml", settle_s=0)
+
+    with pytest.raises(UserError) as fault:
+        seen()
+    assert fault.value.exit_code == CONFIG
+    rules.write_text("limits: []")
+    seen()
+    rules.unlink()
+    put_strip(drop / "R1")
+    told = seen()
+    assert (told.ingested, told.told) == (("R1",), "")
+    assert "name one that is there" in told.faults[0]
+    rules.write_text("limits: []")
+    assert seen().told.startswith("1 done")
+
+
+def test_below_the_disk_reserve_a_watch_begins_no_night_and_tells_it_once(site: Site, drop: Path) -> None:
+    full = replace(site, line=LineFile(disk_reserve_gb=1e9))
+    job, watched = open_job(site, None, model="default", rules=None), Watched()
+    put_strip(drop / "R1")
+    first, *later = [look(full, drop, watched, settle_s=0, job=job) for _ in range(3)]
+    assert (first.ingested, first.exit_code) == (("R1",), LOCKED)
+    assert "under the reserve" in first.told
+    assert [(seen.exit_code, seen.told) for seen in later] == [(LOCKED, "")] * 2
+    with site.ledger.read() as session:
+        assert session.scalars(select(Slot)).all() == []
+        assert session.scalars(select(Alert.kind)).all() == ["disk"]
+    assert look(site, drop, watched, settle_s=0, job=job).told.startswith("1 done")
+
+
+def test_a_ledger_that_is_busy_as_a_roll_was_ingested_refuses_no_entry(
+    tmp_path: Path, drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_S", 0.05)
+    plant = Plant(tmp_path / "plant")
+    ledger = open_ledger(None, plant)
+    put_strip(drop / "R1")
+    other = sqlite3.connect(ledger.where, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    def let_go() -> None:
+        while not (plant.roll_path("R1") / "zarr.json").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        other.rollback()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    seen = look(Site(plant, ledger, LineFile()), drop, Watched(), settle_s=0)
+    thread.join()
+    assert (seen.ingested, seen.refused) == (("R1",), ())
+    with ledger.read() as session:
+        assert session.scalars(select(Event.kind)).all() == [INGESTED]
+    other.close()
+    ledger.close()
+
+
+def test_an_entry_whose_disk_goes_away_as_it_is_ingested_is_not_refused(site: Site, drop: Path) -> None:
+    put_strip(drop / "R1")
+    watched, away = Watched(), drop.parent / "away"
+
+    def clock() -> float:
+        """Called between the look at an entry and its ingest."""
+        if (drop / "R1").exists():
+            (drop / "R1").rename(away)
+        return 0.0
+
+    seen = look(site, drop, watched, settle_s=0, monotonic=clock)
+    assert (seen.refused, seen.waiting) == ((), ("R1",))
+    away.rename(drop / "R1")
+    assert look(site, drop, watched, settle_s=0).ingested == ("R1",)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rollsight.jobs.nightly import OnBand
     from rollsight.jobs.sites import Site
 
+MAX_H = 8760.0  # a year
+
 app = typer.Typer(
     help="Run nights by themselves: what is due, when, by whom, and what a person must be told.",
     no_args_is_help=True,
@@ -41,7 +43,7 @@ def nightly(
         bool, typer.Option("--rescan", help="Also rolls that were inspected with this model before.")
     ] = False,
     deadline_h: Annotated[
-        float | None, typer.Option(min=0.0, help="Begin no further roll after so many hours.")
+        float | None, typer.Option(min=0.0, max=MAX_H, help="Begin no further roll after so many hours.")
     ] = None,
     ledger: LedgerUrl = None,
     home: Home = None,
@@ -124,7 +126,7 @@ def run_slot(
 ) -> None:
     """Run one moment of a job, once, however often it is asked for: for a scheduler that counts moments."""
     from rollsight.jobs import console
-    from rollsight.jobs.ticker import begin_slot
+    from rollsight.jobs.ticker import begin_slot, deadline_of
     from rollsight.jobs.ticker import run_slot as run_held
 
     moment = _moment(at)
@@ -137,7 +139,8 @@ def run_slot(
             else:
                 console.say(f"job {job} of {moment.isoformat()} has ended before: {state}")
             return
-        code, told = run_held(site, slot, entry, None, early=True, on_roll=_bar)
+        until = deadline_of(site, slot)
+        code, told = run_held(site, slot, entry, until, early=True, on_roll=_bar)
         if as_json or entry.kind == "inspect":
             _tell_night(site, slot.id, as_json=as_json)
         _end(code, told, as_json=as_json)
@@ -217,17 +220,26 @@ def watch(
 
     from rollsight.jobs import console
     from rollsight.jobs.executors import open_executor
-    from rollsight.jobs.nightly import open_job
-    from rollsight.jobs.watch import Watched, look
+    from rollsight.jobs.watch import Watched, look_on
 
     if live and no_scan:
         raise UserError("--live with --no-scan: take one of them", USAGE)
     with open_at_work(home, ledger) as site, contextlib.ExitStack() as stack:
-        job = None if no_scan else open_job(site, None, model=model, rules=rules)
         executor = stack.enter_context(open_executor()) if live else None
         watched = Watched()
         while True:
-            seen = look(site, folder, watched, settle_s=settle_s, job=job, live=executor, on_roll=_bar)
+            seen = look_on(
+                site,
+                folder,
+                watched,
+                model=None if no_scan else model,
+                rules=rules,
+                settle_s=settle_s,
+                live=executor,
+                on_roll=_bar,
+            )
+            for fault in seen.faults:
+                console.error(UserError(fault))
             for name, told in seen.refused:
                 console.error(UserError(f"{name}: {told}"))
             if as_json and (once or seen.ingested or seen.refused or seen.told):

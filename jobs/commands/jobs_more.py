@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
+from rollsight.jobs.commands.jobs import MAX_H
 from rollsight.jobs.commands.jobs import app as app  # with these commands it is the whole group
 from rollsight.jobs.commands.options import MAX_SEED, Home, Json, LedgerUrl
 
@@ -87,7 +88,9 @@ def status(
 
 @app.command()
 def page(
-    since_h: Annotated[float, typer.Option(min=0.1, help="Hours back that count as the last night.")] = 24.0,
+    since_h: Annotated[
+        float, typer.Option(min=0.1, max=MAX_H, help="Hours back that count as the last night.")
+    ] = 24.0,
     ledger: LedgerUrl = None,
     home: Home = None,
     as_json: Json = False,
@@ -150,6 +153,8 @@ def alerts(
     else:
         if told is not None:
             console.say(f"{told.sent} sent")
+            for key, refused in told.refused.items():
+                console.note(f"alert {key} is sent, but not to all: {refused}")
         if rows:
             columns = ("kind", "what", "since", "attempts", "last error")
             cells = [
