@@ -32,6 +32,7 @@ ONE = len(TEMPERATURES) // 2  # where the temperature is 1
 # A px whose logits are all this far under the background's passes no threshold at any temperature.
 FLOOR = float(TEMPERATURES[-1] * special.logit(THRESHOLDS[0]))
 ABSENT = np.float32(-1e4)  # its logits
+NEAR_0 = 1e-9  # a threshold moved to another temperature keeps this far from 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,12 +314,16 @@ def _never_shown(sweep: Sweep, known: Sequence[str], budgeted: bool) -> dict[str
 
 
 def _same_margins(model: Model, temperature: float) -> dict[str, float]:
-    """The model's thresholds at another temperature: the same margins in logits, so about the same map."""
+    """The model's thresholds at another temperature: the same margins in logits, so about the same map.
+
+    At the same temperature they stay as they are; else they lie within [NEAR_0, 1 - NEAR_0].
+    """
+    before = {name: model.card.thresholds[name] for name in model.card.classes}
     ratio = model.card.temperature / temperature
-    return {
-        name: round(float(special.expit(special.logit(model.card.thresholds[name]) * ratio)), 5)
-        for name in model.card.classes
-    }
+    if ratio == 1:
+        return before
+    moved = {name: float(special.expit(special.logit(t) * ratio)) for name, t in before.items()}
+    return {name: min(max(t, NEAR_0), 1 - NEAR_0) for name, t in moved.items()}
 
 
 def _basis(

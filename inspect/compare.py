@@ -30,6 +30,7 @@ FIGURES: dict[str, Callable[[Counts], NDArray[np.float64]]] = {
     "fa_per_mpx": alarms_per_mpx,
 }
 LESS_IS_BETTER = ("fa_per_mpx",)
+STANDS_ON = {"miou": 4, "f1_h": 4, "recall_tiny_small": 2}  # defects of so many sizes, from tiny up
 TITLES = {
     "miou": "mIoU",
     "f1_h": "F1 (hit)",
@@ -45,8 +46,9 @@ def compare(tallies: Mapping[str, Tally], draws: int = 1000, seed: int = 0) -> d
     """Figures of each model, and the differences of all but the first to it, with 95 % intervals over groups.
 
     The same draws of groups serve every model. A figure is {value, low, high}, a difference has `says` as
-    well: "better", "worse" or "not shown". None where a figure is undefined, or stands on fewer than 10
-    defects. Raises ValueError where the tallies did not count the same groups and classes.
+    well: "better", "worse" or "not shown". None where a figure is undefined, or, but for false
+    alarms, stands on fewer than 10 defects. Raises ValueError where the tallies did not count the same groups
+    and classes.
     """
     names = list(tallies)
     first = tallies[names[0]]
@@ -54,10 +56,9 @@ def compare(tallies: Mapping[str, Tally], draws: int = 1000, seed: int = 0) -> d
         if tally.groups != first.groups or tally.classes != first.classes or not first.groups:
             raise ValueError("a paired difference needs the same groups and classes on both sides")
     counts = {name: tally.statistics() for name, tally in tallies.items()}
-    enough = {
-        figure: figure != "recall_tiny_small" or int(counts[names[0]]["truth"][..., :2].sum()) >= MIN_N
-        for figure in FIGURES
-    }
+    by_size = counts[names[0]]["truth"].sum(axis=(0, 1))  # (4,) defects, tiny first
+    enough = dict.fromkeys(FIGURES, True)
+    enough |= {figure: int(by_size[:sizes].sum()) >= MIN_N for figure, sizes in STANDS_ON.items()}
     values = {
         name: _all_figures({key: table.sum(axis=0) for key, table in c.items()}) for name, c in counts.items()
     }

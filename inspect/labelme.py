@@ -42,7 +42,7 @@ from rollsight.inspect.labelled_folder import (
     values_of,
     whole_folder,
 )
-from rollsight.inspect.labels import LabelledData, check_classes, open_image
+from rollsight.inspect.labels import IMAGE_FORMATS, LabelledData, check_classes, open_image
 
 VERSION = "5.5.0"  # of Labelme: the first files with `mask` shapes and `description`
 LABELS = "labels.txt"  # as for `labelme --labels`: one name a line
@@ -61,7 +61,8 @@ POINTS = {
     "point": (1, 1),
     "mask": (2, 2),
 }
-_SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "BMP": ".bmp"}
+# By Pillow's name of the format; MPO is a JPEG with further pictures behind the first, as cameras write it.
+_SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "BMP": ".bmp"}
 
 
 class Proposal(BaseModel):
@@ -191,6 +192,8 @@ def _embedded(file: _File, path: Path) -> tuple[PurePosixPath, bytes]:
     except (binascii.Error, ValueError) as error:
         raise UserError(f"imageData is no base64: {error}") from None
     kind = open_image(path, content).format or ""
+    if kind not in _SUFFIXES:
+        raise UserError(f"imageData is {kind or 'of no known format'}: needed {', '.join(IMAGE_FORMATS)}")
     return PurePosixPath(path.with_suffix(_SUFFIXES[kind]).as_posix()), content
 
 

@@ -14,7 +14,14 @@ from rollsight.inspect.defects import EIGHT, label_mask
 from rollsight.inspect.engines import Engine
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import data_logits, padded_logits, probabilities
-from rollsight.inspect.labelled_folder import Grouping, name_within, size_of, values_of, whole_folder
+from rollsight.inspect.labelled_folder import (
+    Grouping,
+    name_within,
+    size_of,
+    split_said,
+    values_of,
+    whole_folder,
+)
 from rollsight.inspect.labelme import REVIEWED, Proposal, digest_of, document_of, write_label_names
 from rollsight.inspect.labels import IMAGE_SUFFIXES, OnFault, check_classes, read_gray, refuse
 from rollsight.inspect.models import Model
@@ -51,9 +58,10 @@ def propose(
     """Write the new folder `out` with a Labelme file and a copy of each image under `images`.
 
     Files are numbered by doubt, so that Labelme shows the most doubtful first; ranking.csv lists them, and
-    labels.txt the classes: those that are given, else all of the model's. engine is its name and what
-    `open_engine` gives under it; refine "none" or a method of `refine.REFINERS`. A broken image is told to
-    `on_fault` and left out. UserError for a folder without images, and where `out` is there already.
+    labels.txt the classes: those that are given, else all of the model's. A file says the split that a folder
+    above its image is named after. engine is its name and what `open_engine` gives under it; refine "none" or
+    a method of `refine.REFINERS`. A broken image is told to `on_fault` and left out. UserError for a folder
+    without images, and where `out` is there already.
     """
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
@@ -76,8 +84,9 @@ def propose(
     with whole_folder(out) as staging:
         for number, path in enumerate(paths, start=1):
             name = PurePosixPath(path.relative_to(images).as_posix())
+            split = split_said(name.parts[:-1])
             try:
-                _, group = grouping.place(name_within(name))
+                _, group = grouping.place(name_within(name), split)
                 gray = _read(path)
                 mask, score, doubt = proposed(model, engine[1], gray, classes, refine)
             except UserError as fault:
@@ -85,7 +94,7 @@ def propose(
                 continue
             document = document_of(mask, classes, score)
             document["flags"] = {REVIEWED: False}
-            document["group"] = group
+            document["group"], document["split"] = group, split
             document["proposal"] = Proposal(
                 model=model.card.name,
                 model_hash=model.hash,

@@ -13,13 +13,13 @@ def cut_windows(data: Sequence[LabelledData], count: int, side_px: int, seed: in
 
     The images are drawn at random from all sources together; without a defect a window lies anywhere. Smaller
     images are continued by reflection, right and bottom. There are fewer windows where the data has fewer
-    images, or too few with a defect. Raises UserError where no image has one, or where the sources differ in
-    their number of lighting modes.
+    images, or too few with a defect: the last ones without are then left out. Raises UserError where no image
+    has one, or where the sources differ in their number of lighting modes.
     """
     rng = np.random.default_rng(seed)
     samples = [sample for source in data for sample in source.samples]
     windows: list[NDArray[np.float32]] = []
-    clean = 0
+    clean: list[int] = []  # of the windows, those without a defect
     for index in rng.permutation(len(samples)):
         if len(windows) == count:
             break
@@ -28,19 +28,21 @@ def cut_windows(data: Sequence[LabelledData], count: int, side_px: int, seed: in
         if len(ys):
             pick = rng.integers(len(ys))
             at = ys[pick], xs[pick]
-        elif clean < count // 2:
+        elif len(clean) < count // 2:
             at = tuple(rng.integers(size) for size in mask.shape)
-            clean += 1
+            clean.append(len(windows))
         else:
             continue
         windows.append(_window(image, at, side_px))
-    if clean == len(windows):
+    defects = len(windows) - len(clean)
+    if not defects:
         raise UserError(
             f"{data[0].root}: none of its {len(samples)} images has a defect: give some that have"
         )
     if len({window.shape for window in windows}) > 1:
         raise UserError("the sources differ in their number of lighting modes: give one number of modes")
-    return np.stack(windows)
+    left_out = clean[defects:]
+    return np.stack([window for i, window in enumerate(windows) if i not in left_out])
 
 
 def _window(image: NDArray[np.float32], at: tuple[int, int], side_px: int) -> NDArray[np.float32]:

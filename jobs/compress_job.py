@@ -14,7 +14,7 @@ from rollsight.inspect.engines import Engine, choose, open_engine
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.evaluate import card_metric
 from rollsight.inspect.golden import GOLDEN, golden_windows, write_golden
-from rollsight.inspect.labels import LabelledData
+from rollsight.inspect.labels import ANY_SPLIT, LabelledData
 from rollsight.inspect.models import GRAPH, WEIGHTS, Model, save_model, sha256_of, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.recipe import Recipe
@@ -55,7 +55,8 @@ def compress_model(
     All of `data` is learned from (train splits: calibration in INT8, fine-tuning after pruning). The first
     judges: both models' thresholds are fitted on its val split to the same budget, and a model that then
     loses more than one tiny or small defect of its test split is not kept. Interrupted, the same call goes on
-    with the fine-tuning. Raises UserError for a name that is taken or data that does not suffice.
+    with the fine-tuning. Raises UserError for a name that is taken, data that does not suffice, rolls as the
+    first, or a group of its test split that is learned from.
     """
     plant.check_new_model(name)
     if prune_share is not None and not find_spec("torch_pruning"):
@@ -67,8 +68,21 @@ def compress_model(
     engine, device = choose(engine)
     if device != "cpu" or (prune_share is None and engine == "torch"):
         raise UserError("a compressed model is judged on the CPU: take --engine onnx or openvino", USAGE)
+    if any(sample.split == ANY_SPLIT for sample in data[0].samples):
+        raise UserError(
+            f"{data[0].root}: rolls have no val and no test split: the first --data judges, give labelled "
+            "images with train, val and test there (manifest.csv)",
+            USAGE,
+        )
     val, test = data[0].of_split("val"), data[0].of_split("test")
     learned = [source.of_split("train") for source in data]
+    for source in learned:
+        if seen := sorted({*test.groups()} & {*source.groups()}):
+            raise UserError(
+                f"{source.root}: {len(seen)} groups of its train split are in the test split of {test.root}, "
+                f"which judges: {', '.join(seen[:10])}: leave them out of one of the two",
+                USAGE,
+            )
     told = on_done or (lambda what, done, total: None)
 
     def judged(model: Model, run: Engine) -> Judged:

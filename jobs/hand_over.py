@@ -71,7 +71,7 @@ def hand_over(target: str, work: HandOver) -> dict[str, str]:
     if not 1 <= work.every_min <= ON_TIME.total_seconds() // 60:
         most = int(ON_TIME.total_seconds() // 60)
         raise UserError(
-            f"--every-min {work.every_min}: later than {most} min a moment counts as missed", USAGE
+            f"--every-min {work.every_min}: needed 1 to {most}, for later a moment counts as missed", USAGE
         )
     if work.user is not None and (target not in ("systemd", "cron") or not _USER.fullmatch(work.user)):
         raise UserError(f"--user {work.user[:40]!r}: a user of this machine, for systemd or cron", USAGE)

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rollsight.inspect.errors import CONFIG, UserError
+from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.rolls import write_durably
 from rollsight.jobs.ledger.claims import Lease, finish, note
 from rollsight.jobs.ledger.events import add_event
@@ -87,18 +87,25 @@ def _retrain(site: Site, entry: Retrain, on_done: Any) -> tuple[dict[str, Any], 
         told = retrain(
             plant, paths, recipe, at=site.clock(), start=entry.model, on_step=on_done, on_image=on_done
         )
+    except UserError as fault:
+        if fault.exit_code != USAGE:
+            raise
+        raise UserError(str(fault), CONFIG) from None  # a wrong option of the command is a wrong key here
     finally:
         torch.set_num_threads(before)
     made = {
         "model": told.name,
         "is_new": told.is_new,
+        "is_default": told.is_default,
         "thresholds": told.thresholds,
         "passed": None if told.verdicts is None else told.passed,
         "promoted": False,
         "report": site.relative(told.report),
     }
     gates = "no gates.yaml says whether it is good enough"
-    if told.verdicts is not None:
+    if told.is_default:
+        gates = "the default already and not judged again"
+    elif told.verdicts is not None:
         gates = "every gate is open" if told.passed else "a gate is shut"
     return made, f"{told.name}: {'trained' if told.is_new else 'learned before'}, {gates}: {told.report}"
 

@@ -48,6 +48,7 @@ from sqlalchemy.orm import Session
 
 OPEN = ("due", "running", "retry")
 MAX_ERROR = 2000  # characters of a fault that the ledger keeps
+NAMED = 5  # missing rolls in the line of a night; the others are counted
 DISK_RETRY = timedelta(minutes=30)
 
 OnBand = Callable[[int, int], None]
@@ -61,6 +62,7 @@ class Night:
     report: Path  # night.json
     exit_code: int  # 0 all inspected, 3 some not, 75 not ended: go on later
     told: dict[str, Any]  # what night.json holds
+    line: str  # of this slot alone: night.json tells of all slots of its date
 
 
 def open_job(site: Site, entry: Entry | None, **asked: Any) -> Job:
@@ -298,6 +300,8 @@ def short_of_disk(site: Site) -> str | None:
 def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | None) -> Night:
     """End the slot by what the ledger says of its rolls, and write night.json."""
 
+    ended: Counter[str] = Counter()
+
     def end(session: Session) -> int:
         now = site.clock()
         keys = candidates(session, job)
@@ -305,6 +309,8 @@ def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | 
             select(Run.state, Run.not_before, Run.lease_until).where(Run.id.in_(keys))
         ).all()
         mine = Counter(session.scalars(select(Run.state).where(Run.slot_id == slot.id)))
+        ended.clear()
+        ended.update(mine)
         bad = mine["failed"] + mine["dead"] + mine["gone"] + len(due.missing)
         if short is not None and "deadline" not in short:
             finish(
@@ -342,4 +348,12 @@ def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | 
         return 0
 
     code = site.ledger.keep(end)
-    return Night(site.plant.home / report, code, write_night(site, report, due=due))
+    told = write_night(site, report, due=due)
+    parts = [", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "nothing was due"]
+    parts += [f"roll {roll} is not there" for roll in due.missing[:NAMED]]
+    if len(due.missing) > NAMED:
+        parts.append(f"{len(due.missing) - NAMED} more are not there")
+    if short is not None:
+        parts.append(short)
+    path = site.plant.home / report
+    return Night(path, code, told, f"{'; '.join(parts)}: {path}")

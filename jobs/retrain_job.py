@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rollsight.inspect.calibrate import fit_thresholds
 from rollsight.inspect.engines import open_engine
-from rollsight.inspect.errors import UserError
+from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.evaluate import card_metric
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.models import Model, decides, update_card
@@ -20,6 +20,7 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.promotion import GATES_FILE, Verdict, judge
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.rolls import write_durably
+from rollsight.inspect.train import model_classes
 from rollsight.jobs.train_job import describe_on_card, train_model
 
 LEARNING_RATE = 3e-4  # a third of that of a training from scratch: the net knows the strip already
@@ -32,8 +33,9 @@ class Retrained:
 
     name: str
     is_new: bool  # False: it was trained before, on the same labels from the same model
+    is_default: bool  # it was promoted since: nothing is fitted or judged
     thresholds: str  # on what they were fitted, or why not
-    verdicts: tuple[Verdict, ...] | None  # of the gates; None where the plant has none
+    verdicts: tuple[Verdict, ...] | None  # of the gates; None where the plant has none, or it is the default
     report: Path
 
     @property
@@ -55,10 +57,11 @@ def retrain(
 
     Net and attention of the recipe are those of `start`. The model is called by a hash of labels, recipe and
     `start`: where nothing of it changed nothing is trained, and a training that was killed goes on. UserError
-    for data that cannot be trained on.
+    for data that cannot be trained on, 2 where it does not list every class that `start` knows.
     """
     begin = plant.model(start)
     sources = [open_labels(path) for path in paths]
+    _check_classes(begin, sources)
     recipe = replace(
         recipe, net=begin.card.net, attention=begin.card.net_options.get("attention", recipe.attention)
     )
@@ -76,9 +79,11 @@ def retrain(
             init=begin,
             on_step=None if on_step is None else lambda step, _: on_step(step, recipe.steps),
         )
-    model, fitted = _fit(plant.model(name), begin, sources, on_image)
-    verdicts = None
-    if (plant.home / GATES_FILE).is_file():
+    model = plant.model(name)
+    fitted, verdicts, is_default = model.card.thresholds_basis, None, _is_default(plant, model)
+    if not is_default:
+        model, fitted = _fit(model, begin, sources, on_image)
+    if not is_default and (plant.home / GATES_FILE).is_file():
         verdicts = tuple(judge(plant, name, on_image=on_image)[1])
     report = plant.home / "runs" / FOLDER / f"{name}.json"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +93,33 @@ def retrain(
         "from": {"model": begin.card.name, "hash": begin.hash},
         "at": at.isoformat(),
         "is_new": is_new,
+        "is_default": is_default,
         "thresholds": fitted,
         "gates": None if verdicts is None else [asdict(verdict) for verdict in verdicts],
         "promoted": False,
     }
     write_durably(report, json.dumps(told, indent=1).encode())
-    return Retrained(name, is_new, fitted, verdicts, report)
+    return Retrained(name, is_new, is_default, fitted, verdicts, report)
+
+
+def _check_classes(begin: Model, sources: Sequence[LabelledData]) -> None:
+    """UserError 2 for data by which the model would lose a class that it knows."""
+    found = model_classes(sources)
+    if lost := [name for name in begin.card.classes if name not in found]:
+        raise UserError(
+            f"the data labels {', '.join(found)}; model {begin.card.name} knows {', '.join(lost)} as well, "
+            "which the retrained one would lose: give --data for each of its classes",
+            USAGE,
+        )
+
+
+def _is_default(plant: Plant, model: Model) -> bool:
+    """Whether the model is what `default` means now; a default that was changed or is gone is no model."""
+    try:
+        present = plant.model("default")
+    except UserError:
+        return False
+    return (model.hash, decides(model.card)) == (present.hash, decides(present.card))
 
 
 def _key(begin: Model, sources: Sequence[LabelledData], recipe: Recipe) -> str:

@@ -57,8 +57,8 @@ def check_stability(
     """Scan the reference strip and hold it against its band; None where the plant has no strip.
 
     The result goes to stability.json beside night.json and into the ledger, with an alert where a figure is
-    out of its band. A night that is taken up again after a kill does not check twice. UserError 78 where the
-    strip is required and not there.
+    out of its band, and once where line.yaml says `stability:` and there is no strip. A night that is taken
+    up again after a kill does not check twice. UserError 78 where the strip is required and not there.
     """
     path = reference_path(site.plant, site.line)
     if not path.is_dir():
@@ -67,6 +67,8 @@ def check_stability(
                 f"no reference strip at {path}: make one with `inspect jobs reference`, or ingest one there",
                 CONFIG,
             )
+        if "stability" in site.line.model_fields_set:
+            _tell_absent(site, path)
         return None
     with site.ledger.read() as session:
         if session.scalar(select(Stability.id).where(Stability.slot_id == slot_id)) is not None:
@@ -88,6 +90,18 @@ def check_stability(
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / STABILITY_FILE, json.dumps(told, indent=1).encode())
     return told
+
+
+def _tell_absent(site: Site, path: Path) -> None:
+    now = site.clock()
+    subject = f"no reference strip at {path.name}: nights are not checked"
+    body = (
+        f"line.yaml has `stability:`, and {path} is not there. Make one with `inspect jobs reference`, or "
+        "take the key away. `required: true` lets no night begin without it."
+    )
+    site.ledger.keep(
+        lambda session: put_alert(session, now, f"stability:absent:{path.stem}", "stability", subject, body)
+    )
 
 
 def measure(

@@ -2,7 +2,9 @@
 
 import shutil
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.roll_state import strip_at
@@ -41,6 +43,7 @@ def status(site: Site) -> dict[str, Any]:
         unsent = alerts.waiting(session, now)
         told: dict[str, Any] = {
             "at": now.isoformat(),
+            "zone": site.line.zone,
             "ledger": site.ledger.where,
             "rolls": counts,
             "slots": [_slot(row) for row in open_slots],
@@ -76,15 +79,18 @@ def tables(told: dict[str, Any]) -> "RenderableType":
             made.add_column(column, overflow="fold")
         return made
 
+    short = partial(_short, zone=ZoneInfo(told["zone"]))
     counts = ", ".join(f"{count} {state}" for state, count in sorted(told["rolls"].items())) or "none yet"
-    head = Text.assemble(("Rolls: ", "bold"), counts, f"    {told['disk_free_gb']:g} GB free")
+    head = Text.assemble(
+        ("Rolls: ", "bold"), counts, f"    {told['disk_free_gb']:g} GB free, times in {told['zone']}"
+    )
     if told["disk_free_gb"] < told["disk_reserve_gb"]:
         head.append(f", under the reserve of {told['disk_reserve_gb']:g} GB", "bold red")
     parts: list[RenderableType] = [head]
     jobs = table("Jobs", "job", "last success", "next", "now")
     for job in told["jobs"]:
         late = Text("late", "bold red") if job["late"] else Text(job["state"] or "-")
-        jobs.add_row(job["name"], _short(job["last_success"]), _short(job["next"]), late)
+        jobs.add_row(job["name"], short(job["last_success"]), short(job["next"]), late)
     parts.append(jobs)
     if told["running"]:
         at_work = table("At work", "roll", "done", "", "since", "by")
@@ -93,13 +99,13 @@ def tables(told: dict[str, Any]) -> "RenderableType":
             bar = ProgressBar(total=1.0, completed=share or 0.0, width=30)
             done = "-" if share is None else f"{share:.0%}"
             by = Text(run["owner"] or "-", "" if run["alive"] else "yellow")
-            at_work.add_row(run["roll_id"], done, bar, _short(run["started_at"]), by)
+            at_work.add_row(run["roll_id"], done, bar, short(run["started_at"]), by)
         parts.append(at_work)
     for title, key in (("Tried again", "retries"), ("Given up: inspect jobs retry", "given_up")):
         if rows := told[key]:
             failed = table(f"{title} ({len(rows)})", "roll", "state", "attempts", "again at", "why")
             for row in rows[:MAX_LISTED]:
-                again = _short(row["not_before"])
+                again = short(row["not_before"])
                 failed.add_row(row["roll_id"], row["state"], str(row["attempt"]), again, row["error"] or "")
             parts.append(failed)
     if told["alerts"]["unsent"]:
@@ -112,7 +118,7 @@ def tables(told: dict[str, Any]) -> "RenderableType":
         said = Text(
             "in band" if stable["in_band"] else "out of band", "" if stable["in_band"] else "bold red"
         )
-        parts.append(Text.assemble(("Stability: ", "bold"), said, f", {_short(stable['at'])}"))
+        parts.append(Text.assemble(("Stability: ", "bold"), said, f", {short(stable['at'])}"))
     return Group(*parts)
 
 
@@ -185,6 +191,6 @@ def _iso(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()
 
 
-def _short(at: str | None) -> str:
-    """An ISO time for a table: local to whoever reads it."""
-    return "-" if at is None else f"{datetime.fromisoformat(at).astimezone():%d %b %H:%M}"
+def _short(at: str | None, zone: ZoneInfo) -> str:
+    """An ISO time for a table, in the zone of the plant."""
+    return "-" if at is None else f"{datetime.fromisoformat(at).astimezone(zone):%d %b %H:%M}"

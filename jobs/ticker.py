@@ -20,7 +20,7 @@ from rollsight.jobs.ledger.schema import Event, Run, Slot
 from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.making import run_making
 from rollsight.jobs.night_file import write_night
-from rollsight.jobs.nightly import Night, OnRoll, open_job, run_night, told_of
+from rollsight.jobs.nightly import OnRoll, open_job, run_night, told_of
 from rollsight.jobs.schedule import BY_HAND, ON_TIME, AnyJob, Scheduled, moments
 from rollsight.jobs.schedule import Job as Entry
 from rollsight.jobs.sites import Site
@@ -197,7 +197,7 @@ def run_slot(
         site.ledger.keep(lambda session: _failed(site, session, lease, told, code))
         _retell(site, lease)
         return code, told
-    return night.exit_code, summary(night)
+    return night.exit_code, night.line
 
 
 def _retell(site: Site, lease: SlotLease) -> None:
@@ -207,12 +207,6 @@ def _retell(site: Site, lease: SlotLease) -> None:
     if report is not None:
         with suppress(UserError, OSError):  # a disk that refuses: the ledger has it, the next slot writes it
             write_night(site, report)
-
-
-def summary(night: Night) -> str:
-    """A night in one line."""
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(night.told["counts"].items()))
-    return f"{counts or 'nothing was due'}: {night.report}"
 
 
 def _failed(site: Site, session: Session, lease: SlotLease, told: str, code: int) -> None:

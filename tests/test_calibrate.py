@@ -200,6 +200,29 @@ def test_a_class_that_the_data_does_not_label_keeps_its_margin(spots):
     assert "not fitted: stain" in fitted.basis
 
 
+@pytest.mark.parametrize("before", [1 / 3, 1.0, 3.0])
+def test_the_highest_threshold_that_a_fit_gives_is_kept_at_any_temperature(spots, before):
+    """0.9999977 of a class that the data does not label: rounded it would be 1, which is no threshold."""
+    high = THRESHOLDS[-1]
+    model = model_of("pit", "stain", thresholds={"pit": 0.5, "stain": high}, temperature=before)
+    fitted = fit_thresholds(model, gray_engine, spots, budget_per_mpx=60.0)
+    same_margin = special.expit(special.logit(high) * before / fitted.temperature)
+
+    assert high == 0.9999977
+    assert 1 - fitted.thresholds["stain"] == pytest.approx(max(1 - same_margin, 1e-9), rel=1e-6)
+    Card(**{**model.card.model_dump(), **fitted.card({})})
+
+
+def test_a_threshold_kept_at_the_same_temperature_is_the_same_to_the_last_digit(spots):
+    fitted = fit_thresholds(model_of("pit", "stain"), gray_engine, spots, budget_per_mpx=60.0)
+    kept = {"pit": 0.5, "stain": 0.9999977}
+    again = model_of("pit", "stain", thresholds=kept, temperature=fitted.temperature)
+    refitted = fit_thresholds(again, gray_engine, spots, budget_per_mpx=60.0)
+
+    assert refitted.temperature == fitted.temperature
+    assert refitted.thresholds["stain"] == 0.9999977
+
+
 def test_without_a_clean_image_alarms_are_counted_beside_the_defects(tmp_path):
     rng = np.random.default_rng(1)
     data = open_labels(folder(tmp_path / "d", [strip(rng, 6, 3) for _ in range(12)]))

@@ -9,15 +9,18 @@ from rollsight.inspect.compare import FIGURES, NOT_SHOWN, compare, draw, in_word
 from rollsight.inspect.metrics import Tally
 
 
-def judged(seed: int, found: float, alarms: float, images: int = 30) -> Tally:
-    """One pit of 6 x 6 px per image and group, found with one probability, and alarms with another."""
+def judged(
+    seed: int, found: float, alarms: float, images: int = 30, groups: int = 30, side: int = 6
+) -> Tally:
+    """One pit of `side` x `side` px per image, found with one probability, and alarms with another."""
     tally, rng = Tally(("pit",)), np.random.default_rng(seed)
     for i in range(images):
         truth, predicted = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
-        truth[4:10, 4:10] = 1
-        predicted[4:10, 4:10] = rng.random() < found
+        pit = slice(4, 4 + side), slice(4, 4 + side)
+        truth[pit] = 1
+        predicted[pit] = rng.random() < found
         predicted[30:33, 30:33] = rng.random() < alarms
-        tally.add(truth, predicted, predicted, f"g{i}")
+        tally.add(truth, predicted, predicted, f"g{i % groups}")
     return tally
 
 
@@ -69,13 +72,28 @@ def test_the_figures_are_those_of_the_report():
 
 
 def test_fewer_than_ten_small_defects_or_one_group_say_nothing():
-    told = compare({"a": judged(0, 0.2, 0.5, 9), "b": judged(1, 1.0, 0.5, 9)})
+    told = compare({"a": judged(0, 0.2, 0.5, side=20), "b": judged(1, 1.0, 0.5, side=20)})
     assert told["differences"][0]["recall_tiny_small"]["value"] is None
     assert "nothing can be said of recall tiny + small" in in_words(told["differences"][0])
 
-    told = compare({"a": judged(0, 1.0, 0.5, 1), "b": judged(1, 1.0, 0.5, 1)})
-    assert told["differences"][0]["miou"]["low"] is None
+    told = compare({"a": judged(0, 1.0, 0.5, groups=1), "b": judged(1, 1.0, 0.5, groups=1)})
+    difference = told["differences"][0]["miou"]
+    assert difference["value"] is not None and difference["low"] is None
     json.dumps(told, allow_nan=False)
+
+
+def test_fewer_than_ten_defects_of_any_size_say_nothing_but_of_false_alarms():
+    """Nine pits, all missed or all found, are no difference that counts; alarms need no defect."""
+    told = compare({"a": judged(0, 0.0, 0.0, 9), "b": judged(1, 1.0, 1.0, 9)})
+    [difference] = told["differences"]
+
+    for row in (*told["models"], difference):
+        assert [key for key in FIGURES if row[key]["value"] is not None] == ["fa_per_mpx"]
+    assert difference["fa_per_mpx"]["says"] == "worse"
+    assert "nothing can be said of mIoU, F1 (hit), recall tiny + small" in in_words(difference)
+
+    ten = compare({"a": judged(0, 0.0, 0.0, 10), "b": judged(1, 1.0, 1.0, 10)})
+    assert ten["differences"][0]["miou"]["says"] == "better"
 
 
 def test_other_groups_are_no_pair():

@@ -25,6 +25,7 @@ from rollsight.inspect.nets.widths import take_widths
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.prune import ROUND_TO, multiplications, prune, renew_norms
 from rollsight.inspect.quantise import quantise
+from rollsight.inspect.rolls import LabelWriter, RollWriter, Strip, roll_path
 from rollsight.inspect.train import Recipe, begin_from, train
 from rollsight.inspect.windows import cut_windows
 from rollsight.jobs.commands.compress import compress
@@ -117,6 +118,14 @@ def test_at_least_half_of_the_windows_lie_around_a_defect(pits):
     assert windows.dtype == np.float32
     assert (windows.max(axis=(1, 2, 3)) > 0.75).sum() >= 4
     assert np.array_equal(windows, cut_windows([pits.of_split("train")], 8, 32))
+
+
+def test_clean_windows_are_never_more_than_those_around_a_defect(pits):
+    """One image with pits and four clean ones: one window of each."""
+    few = replace(pits, samples=tuple(pits.samples[i] for i in (0, 1, 4, 8, 12)))
+    windows = cut_windows([few], 8, 32)
+
+    assert [window.max() > 0.75 for window in windows] in ([True, False], [False, True])
 
 
 def test_images_smaller_than_a_window_are_continued_by_reflection(pits):
@@ -431,6 +440,39 @@ def test_a_test_split_with_few_small_defects_cannot_judge(plant, pits):
     error = told(compress_model, plant, plant.model("whole"), "few", [few], budget_per_mpx=BUDGET)
 
     assert "has 4 tiny and small defects" in str(error) and "needs 10" in str(error)
+
+
+def test_rolls_do_not_judge_a_compressed_model(plant, pits, tmp_path):
+    """Their tiles are of any split: thresholds and gate would see what was learned from."""
+    strip = Strip("S-1", "top", ("bright",), mm_per_px_x=1.0, mm_per_line=1.0)
+    mask = np.zeros((512, 256), np.uint8)
+    mask[100:106, 100:106] = 1
+    with RollWriter(roll_path(tmp_path, "S-1"), strip, 256, np.uint8) as writer:
+        writer.append(np.full((1, 512, 256), 128, np.uint8))
+    labels = LabelWriter.create(
+        roll_path(tmp_path, "S-1"), "truth", ("pit",), lines=512, width=256, shard_lines=4096
+    )
+    labels.write(0, mask)
+    labels.close()
+    roll = open_labels(roll_path(tmp_path, "S-1"))
+
+    error = told(compress_model, plant, plant.model("whole"), "x", [roll, pits], budget_per_mpx=BUDGET)
+
+    assert "S-1.zarr: rolls have no val and no test split" in str(error)
+    assert error.exit_code == USAGE
+    assert not list(plant.models.glob(".x*"))
+
+
+def test_a_group_of_the_test_split_that_another_source_teaches_is_refused_by_name(plant, pits):
+    taught = tuple(replace(sample, split="train") for sample in pits.of_split("test").samples[:2])
+    other = replace(pits, root=pits.root.with_name("more"), samples=taught)
+
+    error = told(compress_model, plant, plant.model("whole"), "x", [pits, other], budget_per_mpx=BUDGET)
+
+    assert "more: 2 groups of its train split are in the test split of" in str(error)
+    assert "test0, test1" in str(error)
+    assert error.exit_code == USAGE
+    assert not list(plant.models.glob(".x*"))
 
 
 def test_mistakes_are_told_before_the_work_starts(plant, pits, int8):

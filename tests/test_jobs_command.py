@@ -149,7 +149,7 @@ def test_a_watch_goes_on_where_its_folder_was_away_and_follows_its_rules(tmp_pat
     assert str(drop) in process.stderr.readline()
     (tmp_path / "away").rename(drop)
     rules.write_text("limits: []  # edited")
-    assert process.stdout.readline().startswith("2 done")
+    assert process.stdout.readline().startswith("1 done")
     process.terminate()
     assert process.wait(15) == LOCKED
     process.communicate()

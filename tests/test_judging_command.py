@@ -63,7 +63,21 @@ def test_the_page_goes_where_it_is_said_and_a_person_reads_the_figures(inspect, 
     assert "boundary F1 at 2 px" in out and "area under PRO" in out
 
 
+def test_evaluate_of_what_nobody_labelled_tells_no_rate_of_false_alarms(inspect, data):
+    """Every px of the split is 255: a dash for each figure that has nothing to stand on."""
+    for mask in data.glob("*_mask.png"):
+        Image.new("L", (80, 72), 255).save(mask)
+    code, out, err = inspect("evaluate", "one", "--data", data, "--split", "val")
+
+    assert (code, err) == (0, "")
+    assert "false alarms - per Mpx; thresholds" in out
+
+
 def test_compare_tells_differences_with_what_they_show(inspect, plant, data):
+    """Of the same images twice, in other groups: twelve defects, none of them small."""
+    manifest = data / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*lines, *(line.replace("piece", "again") for line in lines[1:])]))
     code, out, _ = inspect("compare", "one", "two", "--data", data, "--split", "val", "--json")
     told = json.loads(out)
     assert code == 0
@@ -135,7 +149,7 @@ def test_no_figure_is_written_into_the_package(inspect, data, model):
 
 
 def test_a_promoted_default_is_the_plants_own_to_judge_and_to_fit(inspect, plant, data):
-    """Fitted it is no longer what was promoted, which is said."""
+    """Fitted it is no longer what was promoted, which is said, with the way on."""
     one = open_model("one", plant / "models")
     add_step(
         plant / "models",
@@ -148,4 +162,12 @@ def test_a_promoted_default_is_the_plants_own_to_judge_and_to_fit(inspect, plant
     code, _, err = inspect("calibrate", "default", "--data", data)
     assert code == 0
     assert "as `default` nothing opens it until `inspect models promote one`" in err
+    assert "where a gate has no_worse that needs a default to compare with: `inspect models rollback`" in err
     assert open_model("one", plant / "models").card.calibrated_on["split"] == "val"
+
+    asked = "at_most: {fa_per_mpx: 1000000}, no_worse: {fa_per_mpx: 1000000}"
+    (plant / "gates.yaml").write_text(f"gates: [{{data: {data}, split: val, {asked}}}]")
+    code, _, err = inspect("models", "promote", "one")
+    assert code == 78 and "`inspect models rollback`" in err
+    assert [inspect("models", *words)[0] for words in (("rollback",), ("promote", "one"))] == [0, 0]
+    assert inspect("evaluate", "default", "--data", data, "--split", "val")[0] == 0

@@ -14,9 +14,9 @@ from rollsight.inspect.labelme import read_labelme, write_labelme
 from rollsight.inspect.labels import open_labels
 
 
-def b64(pixels):
+def b64(pixels, kind="PNG"):
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
+    Image.fromarray(pixels).save(content, kind)
     return base64.b64encode(content.getvalue()).decode()
 
 
@@ -134,6 +134,17 @@ def test_the_image_inside_a_file_is_taken(tmp_path, write):
     assert image.name.name == "a.png"
 
 
+def test_the_first_picture_of_a_multi_picture_jpeg_inside_a_file_is_taken(write):
+    content = io.BytesIO()
+    first, second = (Image.new("L", (12, 10), gray) for gray in (40, 200))
+    first.save(content, "MPO", save_all=True, append_images=[second])
+
+    image = read_one(write(imageData=base64.b64encode(content.getvalue()).decode()), classes=["pit"])
+
+    assert image.name.name == "a.jpg"
+    assert np.asarray(Image.open(io.BytesIO(image.content))).max() < 100
+
+
 def test_an_image_in_another_folder_is_found_by_its_windows_path_or_by_where_one_says(tmp_path, write):
     path = write(imagePath="..\\pictures\\a.png")
     for folder in ("pictures", "json", "elsewhere"):
@@ -187,6 +198,7 @@ def test_a_broken_shape_is_refused_in_one_line(write, broken, match):
         ({"imagePath": "../../b.png"}, "inside the folder"),
         ({"imageData": "&&"}, "imageData is no base64"),
         ({"imageData": "aGVsbG8="}, "not a readable image"),
+        ({"imageData": b64(np.zeros((10, 12), np.uint8), "GIF")}, "not a readable image"),
         ({"shapes": 3}, "not a Labelme file: shapes"),
         ({"shapes": [shape("point", [[1]])]}, "not a Labelme file: shapes.0.points"),
         ({"shapes": [shape("point", [[1, 2]], group_id="x")]}, "not a Labelme file: shapes.0.group_id"),

@@ -15,6 +15,7 @@ from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.labels import open_labels
 from rollsight.inspect.models import DEFAULT, open_model, update_card
 from rollsight.inspect.plant import Plant
+from rollsight.inspect.promotion import judge, promote
 from rollsight.jobs.ledger.database import Ledger, open_ledger
 from rollsight.jobs.ledger.schema import Alert, Event, Slot
 from rollsight.jobs.schedule import Job, LineFile, read_line
@@ -157,6 +158,7 @@ def test_what_a_job_needs_and_is_not_there_is_told_at_once_and_not_tried_again(h
         {**RARE, "name": "bare", "labels": "nowhere"},
         {**LEARN, "name": "unknown", "data": "clean", "model": "nobody"},
         {**LEARN, "name": "unlabelled", "data": "nowhere"},
+        {**LEARN, "name": "narrow", "data": "clean", "model": "default", "steps": 1},
     )
     clock = Wall(START)
     site = site_of(home, clock, *jobs)
@@ -169,6 +171,7 @@ def test_what_a_job_needs_and_is_not_there_is_told_at_once_and_not_tried_again(h
         "bare": "is not there: name labelled data",
         "unknown": "nobody",
         "unlabelled": "is not there: name labelled data",
+        "narrow": "give --data for each of its classes",
     }
     for job, line in said.items():
         assert told[job][0] == CONFIG and line in told[job][1], told[job]
@@ -189,7 +192,7 @@ def test_a_retraining_by_night_is_asked_of_the_gates_and_promotes_nothing(
     shutil.copytree(small_model.folder, plant.models / "small")
     update_card(open_model("small", plant.models), name="small")
     shutil.copytree(labelled_folder, home / "labelled")
-    (home / "gates.yaml").write_text("gates: [{data: labelled, at_least: {miou: 0.0}}]")
+    (home / "gates.yaml").write_text("gates: [{data: labelled, at_most: {fa_per_mpx: 999999}}]")
     site = site_of(home, Wall(AFTER), {**LEARN, "steps": 1, "threads": 1})
     [entry] = site.line.jobs
     slot, _ = begin_slot(site, entry, AFTER.replace(minute=0))
@@ -203,6 +206,14 @@ def test_a_retraining_by_night_is_asked_of_the_gates_and_promotes_nothing(
     assert json.loads((home / made["report"]).read_text())["promoted"] is False
     assert plant.model("default").folder == DEFAULT
     assert begin_slot(site, entry, AFTER.replace(minute=0)) == (None, "done")
+
+    promote(plant, *judge(plant, made["model"]), by="qe", at=AFTER)
+    slot, _ = begin_slot(site, entry, AFTER.replace(minute=1))
+    assert slot is not None
+    code, line = run_slot(site, slot, entry, None)
+    assert code == 0 and "the default already" in line
+    again = events(site.ledger, "model.retrained")[-1]
+    assert (again["model"], again["is_default"], again["passed"]) == (made["model"], True, None)
     site.ledger.close()
 
 

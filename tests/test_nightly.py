@@ -214,6 +214,7 @@ def test_a_selection_takes_rolls_by_pattern_and_line_and_tells_of_one_that_is_no
     told = night(site, selection=Selection(("B-1", "B-9")))
     assert (told.exit_code, states(site)) == (PARTIAL, {"A-2": "done", "B-1": "done"})
     assert told.told["plant"]["missing"] == ("B-9",)
+    assert told.line == f"1 done; roll B-9 is not there: {told.report}"  # A-2 was another slot's
     assert kinds(site) == [("missing", "B-9")]
 
 
@@ -338,6 +339,16 @@ def test_a_night_needs_a_reference_strip_where_line_yaml_says_so(site: Site, put
     line = LineFile(stability={"required": True})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"no reference strip at .*reference\.zarr: make one with"):
         night(replace(site, line=line))
+    assert kinds(site) == []
+
+
+def test_a_strip_that_line_yaml_speaks_of_and_is_not_there_is_told_once(site: Site, put) -> None:
+    night(site)
+    assert kinds(site) == []  # line.yaml says nothing of it
+    checked = replace(site, line=LineFile(stability={"roll": "strip7"}))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert night(checked).exit_code == 0
+    assert kinds(site) == [("stability", None)]
 
 
 def test_a_ledger_that_was_lost_is_made_anew_from_the_receipts(site: Site, put, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ PASSED = [Verdict("x test", "miou >= 0", "0.5", True)]
 
 @pytest.fixture
 def plant(tmp_path: Path, small_model) -> Plant:
-    """Two models that differ in their thresholds, and test data of four groups."""
+    """Two models that differ in their thresholds, and test data of four groups with twelve pits."""
     plant = Plant(tmp_path / "plant")
     for name, threshold in (("one", 0.5), ("two", 0.9)):
         shutil.copytree(small_model.folder, plant.models / name)
@@ -34,7 +34,8 @@ def plant(tmp_path: Path, small_model) -> Plant:
     lines = ["image,mask,split,group"]
     for i in range(4):
         image, mask = rng.normal(128, 4, (64, 64)), np.zeros((64, 64), np.uint8)
-        image[10:30, 10:30], mask[10:30, 10:30] = 230, 1
+        for y, x in ((6, 6), (6, 38), (38, 6)):
+            image[y : y + 20, x : x + 20], mask[y : y + 20, x : x + 20] = 230, 1
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(data / f"{i}.png")
         Image.fromarray(mask).save(data / f"{i}_mask.png")
         lines.append(f"{i}.png,{i}_mask.png,test,piece-{i}")
@@ -85,6 +86,18 @@ def test_no_worse_is_held_against_the_present_default_on_the_same_images(plant):
 
     assert (same.passed, same.found) == (True, "difference 0.000 (0.000 to 0.000)")
     assert (few.passed, few.found) == (False, "difference too few defects or groups to tell")
+
+
+def test_fewer_than_ten_defects_are_a_shut_gate(plant):
+    """Nine pits in all, none of them small: no figure of defects is told, on neither side of a gate."""
+    manifest = plant.home / "labels" / "manifest.csv"
+    manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]))
+    promote(plant, plant.model("one"), PASSED, by="qe", at=AT)
+    gates(plant, "at_least: {miou: 0.0, f1_h: 0.0}, at_most: {fa_per_mpx: 1e9}, no_worse: {miou: 1.0}")
+    _, [_, miou, f1_h, alarms, compared] = judge(plant, "two")
+
+    assert [verdict.passed for verdict in (miou, f1_h, alarms, compared)] == [False, False, True, False]
+    assert miou.found == f1_h.found == "too few defects or groups to tell"
 
 
 def test_a_model_that_is_worse_by_more_than_the_margin_is_stopped(plant):

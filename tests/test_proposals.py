@@ -98,6 +98,25 @@ def test_reviewed_and_changed_proposals_are_told_apart(proposals, tmp_path):
     assert states["doubt.png"].group == "coil-7"
 
 
+def test_an_image_comes_back_in_its_split_beside_one_of_its_name_in_another(small_model, images, tmp_path):
+    (images / "sure.png").rename(images / "a.png")
+    for split, image in (("train", "a.png"), ("test", "clean.png"), ("val/images", "coil-7")):
+        (images / split).mkdir(parents=True)
+        (images / image).rename(images / split / image.replace("clean", "a"))
+    propose(small_model, ("torch", by_gray), images, tmp_path / "out")
+    write_labels(tmp_path / "back", read_labelme(tmp_path / "out"), untouched=True)
+
+    back = open_labels(tmp_path / "back").samples
+    placed = {(s.split, s.image.relative_to(tmp_path / "back").as_posix(), s.group) for s in back}
+    assert placed == {
+        ("train", "train/images/a.png", "train/a"),
+        ("test", "test/images/a.png", "test/a"),
+        ("val", "val/images/coil-7/doubt.png", "coil-7"),
+    }
+    listed = csv.DictReader((tmp_path / "out" / "ranking.csv").open())
+    assert {row["group"] for row in listed} == {group for _, _, group in placed}
+
+
 def test_another_order_of_classes_does_not_make_a_proposal_changed(proposals):
     found = read_labelme(proposals, classes=["scratch", "pit"]).images
 

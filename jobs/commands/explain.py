@@ -84,9 +84,9 @@ def _explain_defects(
     model = _model_of_run(plant, name, made_by, model_hash)
     rows = {row["defect_id"]: row for row in table.to_pylist()}
     if missing := [defect for defect in defects if defect not in rows]:
-        raise UserError(
-            f"run {run_id} has no defect {missing[0]}: its table {folder / 'defects.csv'} has {len(rows)}"
-        )
+        some = ", ".join(map(str, [*rows][:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+        table_path = folder / "defects.csv"
+        raise UserError(f"run {run_id} has no defect {missing[0]}: {table_path} has {some or 'none'}")
     net, own_mask = model.net(), folder / "mask.zarr"
     read_mask = partial(roll.read_label, run_id, folder=own_mask if own_mask.is_dir() else None)
     strip = roll.strip

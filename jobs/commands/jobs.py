@@ -159,7 +159,7 @@ def retry(
     from rollsight.jobs.retry import try_again
 
     if bool(rolls) == everything:
-        raise UserError("inspect jobs retry: name rolls, or say --all", USAGE)
+        raise UserError("inspect jobs retry: name rolls, or say --all: one of them", USAGE)
     with open_at_work(home, ledger) as site:
         again = try_again(site, None if everything else rolls)
     if as_json:

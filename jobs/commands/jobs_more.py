@@ -310,11 +310,15 @@ def retrain(
     verdicts = told.verdicts or ()
     if as_json:
         gates = None if told.verdicts is None else [asdict(verdict) for verdict in verdicts]
-        facts = {"model": told.name, "is_new": told.is_new, "thresholds": told.thresholds, "gates": gates}
-        console.emit(facts | {"passed": told.passed, "report": str(told.report)})
+        facts = {"model": told.name, "is_new": told.is_new, "is_default": told.is_default}
+        facts |= {"thresholds": told.thresholds, "gates": gates, "passed": told.passed}
+        console.emit(facts | {"report": str(told.report)})
         return
     console.say(f"{told.name}: {'trained' if told.is_new else 'these labels were learned before'}")
     console.say(f"thresholds: {told.thresholds}")
+    if told.is_default:
+        console.say("it is the plant's default already: the gates were not asked again")
+        return
     if told.verdicts is None:
         console.say("no gates.yaml in the plant folder: nothing says whether it is good enough")
         return

@@ -179,7 +179,8 @@ def calibrate(
     ):
         console.note(
             f"{step.model} is the default and was promoted with other thresholds: as `default` nothing opens "
-            f"it until `inspect models promote {step.model}`"
+            f"it until `inspect models promote {step.model}`; where a gate has no_worse that needs a default "
+            "to compare with: `inspect models rollback` first"
         )
     if as_json:
         console.emit({"name": file.card.name, "path": str(file.folder), **fields, "taken_off_card": stale})
@@ -240,7 +241,8 @@ def _tell_figures(title: str, figures: dict[str, Any]) -> None:
     )
     alarms = figures["false_alarms"]
     per_m2 = "" if alarms["per_m2"] is None else f", {alarms['per_m2']:.2f} per m2"
-    console.say(f"false alarms {alarms['per_mpx']:.2f} per Mpx{per_m2}; thresholds {figures['thresholds']}")
+    per_mpx = "-" if alarms["per_mpx"] is None else f"{alarms['per_mpx']:.2f}"
+    console.say(f"false alarms {per_mpx} per Mpx{per_m2}; thresholds {figures['thresholds']}")
     for name, value in (
         ("boundary F1 at 2 px", pixel["mean_boundary_f1"]),
         ("area under PRO to 5 % FPR", figures["aupro"]["value"]),
