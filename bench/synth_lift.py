@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="tell what is done and what is not")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    until = time.monotonic() + 60 * asked.minutes if asked.minutes else None
+    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
     cases = all_cases(Path(asked.data))
     if not asked.list:
         for name, (found, plan) in cases.items():

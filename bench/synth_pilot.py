@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="tell what there is, and make nothing")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    until = time.monotonic() + 60 * asked.minutes if asked.minutes else None
+    until = None if asked.minutes is None else time.monotonic() + 60 * asked.minutes
     plan = replace(PLAN, draws=PLAN.draws[: asked.draws])
     if asked.arms:
         plan = replace(plan, arms=tuple(asked.arms.split(",")))
