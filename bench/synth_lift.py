@@ -97,8 +97,9 @@ def main() -> None:
             gains += over_real(done, plan)
             by_arm += means(done, plan)
     if not asked.list:
+        counts = {"missing_runs": missing, "hours_of_runs": seconds / 3600}
         figures = {"summary": lifts, "over_real": gains, "means": by_arm, "folds": pieces, "rows": rows}
-        write_result("synth_lift", {"missing_runs": missing, "hours_of_runs": seconds / 3600, **figures}, seed=0)
+        write_result("synth_lift", counts | figures, seed=0)
 
 
 def all_cases(folder: Path) -> dict[str, tuple[Draws, Plan]]:
