@@ -96,7 +96,8 @@ def judge(
     cannot be asked.
     """
     gates, candidate = read_gates(plant), _own(plant, name)
-    if _is_default(plant, candidate):
+    read_pointer(plant.models)  # a damaged list of promotions is told before anything is judged
+    if is_present_default(plant, candidate):
         raise UserError(f"model {name!r} is the default already", USAGE)
     # Elsewhere the default has no say: it may know other classes, or have been changed since its promotion.
     present = plant.model("default") if any(gate.no_worse for gate in gates.gates) else None
@@ -189,9 +190,8 @@ def _own(plant: Plant, name: str) -> Model:
     return model
 
 
-def _is_default(plant: Plant, model: Model) -> bool:
+def is_present_default(plant: Plant, model: Model) -> bool:
     """Whether the model is what `default` means now; a default that was changed or is gone is no model."""
-    read_pointer(plant.models)  # a damaged list of promotions is told before anything is judged
     try:
         present = plant.model("default")
     except UserError:

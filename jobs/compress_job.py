@@ -14,7 +14,7 @@ from rollsight.inspect.engines import Engine, choose, open_engine
 from rollsight.inspect.errors import CONFIG, USAGE, UserError
 from rollsight.inspect.evaluate import card_metric
 from rollsight.inspect.golden import GOLDEN, golden_windows, write_golden
-from rollsight.inspect.labels import ANY_SPLIT, LabelledData
+from rollsight.inspect.labels import LabelledData, is_rolls
 from rollsight.inspect.models import GRAPH, WEIGHTS, Model, save_model, sha256_of, update_card
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.recipe import Recipe
@@ -68,7 +68,7 @@ def compress_model(
     engine, device = choose(engine)
     if device != "cpu" or (prune_share is None and engine == "torch"):
         raise UserError("a compressed model is judged on the CPU: take --engine onnx or openvino", USAGE)
-    if any(sample.split == ANY_SPLIT for sample in data[0].samples):
+    if is_rolls(data[0]):
         raise UserError(
             f"{data[0].root}: rolls have no val and no test split: the first --data judges, give labelled "
             "images with train, val and test there (manifest.csv)",

@@ -17,7 +17,7 @@ from rollsight.inspect.evaluate import card_metric
 from rollsight.inspect.labels import LabelledData, open_labels
 from rollsight.inspect.models import Model, decides, update_card
 from rollsight.inspect.plant import Plant
-from rollsight.inspect.promotion import GATES_FILE, Verdict, judge
+from rollsight.inspect.promotion import GATES_FILE, Verdict, is_present_default, judge
 from rollsight.inspect.recipe import Recipe
 from rollsight.inspect.rolls import write_durably
 from rollsight.inspect.train import model_classes
@@ -80,7 +80,7 @@ def retrain(
             on_step=None if on_step is None else lambda step, _: on_step(step, recipe.steps),
         )
     model = plant.model(name)
-    fitted, verdicts, is_default = model.card.thresholds_basis, None, _is_default(plant, model)
+    fitted, verdicts, is_default = model.card.thresholds_basis, None, is_present_default(plant, model)
     if not is_default:
         model, fitted = _fit(model, begin, sources, on_image)
     if not is_default and (plant.home / GATES_FILE).is_file():
@@ -111,15 +111,6 @@ def _check_classes(begin: Model, sources: Sequence[LabelledData]) -> None:
             "which the retrained one would lose: give --data for each of its classes",
             USAGE,
         )
-
-
-def _is_default(plant: Plant, model: Model) -> bool:
-    """Whether the model is what `default` means now; a default that was changed or is gone is no model."""
-    try:
-        present = plant.model("default")
-    except UserError:
-        return False
-    return (model.hash, decides(model.card)) == (present.hash, decides(present.card))
 
 
 def _key(begin: Model, sources: Sequence[LabelledData], recipe: Recipe) -> str:

@@ -83,7 +83,8 @@ class PatchSampler:
             value = list(data_classes).index(name) + 1
             mine = [scene for scene in scenes if (scene.mask == value).any()]
             train, held = _hold_back(mine, seed)
-            if not any(mark.defect_class == name for mark in marks_of(train, data_classes)):
+            marks = (mark for scene in train for mark in marks_of([scene], data_classes))
+            if not any(mark.defect_class == name for mark in marks):  # as a rule the first scene has one
                 train = held = mine  # the only marks wide enough for a paste would have been held back
             names = {scene.name for scene in mine}
             places = [place for place in everywhere if place.scene.name in names] or spare

@@ -393,11 +393,11 @@ def _clean(scenes: list[Scene], seed: int) -> list[_Defect]:
 
 def made_crops(folder: Path) -> list[Crop]:
     """The crops of all new defects of a synthetic folder."""
-    return [
-        crop_of(read_gray(folder / line["image"]), tuple(mark["box"]))
-        for line in open_provenance(folder)
-        for mark in line["marks"]
-    ]
+    crops = []
+    for line in open_provenance(folder):
+        image = read_gray(folder / line["image"])
+        crops += [crop_of(image, tuple(mark["box"])) for mark in line["marks"]]
+    return crops
 
 
 def _some(found: list[_T], seed: int) -> list[_T]:
