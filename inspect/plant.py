@@ -80,9 +80,20 @@ class Plant:
         return folder
 
 
-def open_plant(home: Path | None = None) -> Plant:
-    """The plant folder: `home`, else $ROLLSIGHT_HOME, else ./plant."""
-    return Plant(home or Path(os.environ.get("ROLLSIGHT_HOME") or "plant"))
+def open_plant(home: Path | None = None, *, standing: bool = False) -> Plant:
+    """The plant folder: `home`, else $ROLLSIGHT_HOME, else ./plant.
+
+    With `standing`, for what works on rolls that are there: UserError 78 where there is no such folder, since
+    a night in a plant that was only misspelt finds nothing due, and nobody is told.
+    """
+    plant = Plant(home or Path(os.environ.get("ROLLSIGHT_HOME") or "plant"))
+    if standing and not plant.home.is_dir():
+        raise UserError(
+            f"no plant folder at {plant.home}: name one with --home or $ROLLSIGHT_HOME; "
+            "`inspect ingest` or `inspect simulate` makes one",
+            CONFIG,
+        )
+    return plant
 
 
 def read_yaml(path: Path) -> Any:

@@ -30,8 +30,8 @@ def choose_rolls(
 
     rolls: ids, URLs, or patterns such as CGL2-*. batch: a CSV with the column roll_id, and priority if it has
     one (higher first). since: closed since a date or moment, or 36h or 3d ago. line: of this line. The last
-    two leave out what does not fit; alone they take all closed rolls of the plant that do. UserError (exit
-    2) where nothing is named, a pattern or filter fits no roll, or the CSV cannot be read.
+    two leave out what does not fit; alone they take all closed rolls of the plant that do. UserError 2
+    where nothing is named or the CSV cannot be read, 1 where a pattern or filter fits no roll.
     """
     chosen: dict[str, None] = {}
     for name in rolls:
@@ -88,7 +88,7 @@ def _row(path: Path, number: int, row: dict[str, str | None]) -> tuple[int, str]
 def _matching(plant: Plant, pattern: str) -> list[str]:
     found = [roll_id for roll_id in plant.roll_ids() if matches(roll_id, pattern)]
     if not found:
-        raise UserError(f"no roll of {plant.rolls} fits {pattern!r}", USAGE)
+        raise UserError(f"no roll of {plant.rolls} fits {pattern!r}")
     return found
 
 

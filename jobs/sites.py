@@ -35,8 +35,8 @@ class Site:
         return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
-def open_site(home: Path | None = None, ledger: str | None = None) -> Site:
-    """The plant with its ledger and line.yaml; UserError as open_ledger and read_line."""
-    plant = open_plant(home)
+def open_site(home: Path | None = None, ledger: str | None = None, *, standing: bool = True) -> Site:
+    """The plant with its ledger and line.yaml; UserError as open_plant, open_ledger and read_line."""
+    plant = open_plant(home, standing=standing)
     line = read_line(plant)
     return Site(plant, open_ledger(ledger, plant, configured=line.ledger), line)

@@ -62,7 +62,7 @@ def test_line_and_time_choose_closed_rolls_oldest_first(plant: Plant) -> None:
 
 MISTAKES = {
     "nothing named": ({}, None, USAGE, "no ROLL is named: name some, or say --batch, --since or --line"),
-    "a pattern of nothing": ({"rolls": ["C-*"]}, None, USAGE, "fits 'C-*'"),
+    "a pattern of nothing": ({"rolls": ["C-*"]}, None, FAILED, "fits 'C-*'"),
     "a line of nothing": ({"line": "CGL9"}, None, FAILED, "fits --line CGL9"),
     "no time": ({"since": "yesterday"}, None, USAGE, "--since 'yesterday': it is a date, a moment"),
     "a URL by line": ({"rolls": ["s3://m/R.zarr"], "line": "x"}, None, USAGE, "s3://m/R.zarr is none"),

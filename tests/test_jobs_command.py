@@ -225,6 +225,27 @@ def test_each_mistake_is_one_line_and_its_exit_code(name: str, run, tmp_path: Pa
     assert len(err) == 1 and told in err[0], err
 
 
+@pytest.mark.parametrize(
+    "command",
+    (
+        "scan R1", "scan R* --dry-run", "scan --since 36h", "rolls", "rolls hold", "models promote m",
+        "models rollback", "jobs nightly", "jobs tick", "jobs run", "jobs status", "jobs doctor",
+        "jobs retry R1", "jobs page", "jobs alerts", "jobs retention", "jobs metrics", "jobs export cron",
+    ),
+)  # fmt: skip
+def test_a_plant_folder_that_is_misspelt_is_told_and_not_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "plnat"
+    monkeypatch.setattr(sys, "argv", ["inspect", *command.split(), "--home", str(home)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (CONFIG, "")
+    assert told.err.startswith(f"inspect: no plant folder at {home}: name one with --home")
+    assert not home.exists()
+
+
 def test_a_missing_model_of_the_schedule_is_told_by_the_tick(run, tmp_path: Path) -> None:
     (tmp_path / "line.yaml").write_text(LINE % "x9")
     at = ("--at", "2026-11-24T01:30+01:00")

@@ -224,7 +224,7 @@ def watch(
 
     if live and no_scan:
         raise UserError("--live with --no-scan: take one of them", USAGE)
-    with open_at_work(home, ledger) as site, contextlib.ExitStack() as stack:
+    with open_at_work(home, ledger, standing=False) as site, contextlib.ExitStack() as stack:
         executor = stack.enter_context(open_executor()) if live else None
         watched = Watched()
         while True:
@@ -286,12 +286,12 @@ def reference(
 
 
 @contextlib.contextmanager
-def open_at_work(home: Path | None, ledger: str | None) -> Iterator["Site"]:
+def open_at_work(home: Path | None, ledger: str | None, *, standing: bool = True) -> Iterator["Site"]:
     """The plant at work: at SIGTERM it gives back what it holds; its ledger is closed at the end."""
     from rollsight.jobs.sites import open_site
     from rollsight.jobs.stopping import StoppedError, stopping
 
-    site = open_site(home, ledger)
+    site = open_site(home, ledger, standing=standing)
     try:
         with stopping(lambda: _give_all_back(site)):
             yield site

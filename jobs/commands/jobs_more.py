@@ -257,7 +257,7 @@ def export(
     from rollsight.jobs.hand_over import HandOver, as_text, hand_over, this_command
     from rollsight.jobs.schedule import read_line
 
-    plant = open_plant(home)
+    plant = open_plant(home, standing=True)
     try:
         called = this_command() if command is None else tuple(shlex.split(command))
     except ValueError as error:

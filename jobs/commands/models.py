@@ -58,7 +58,7 @@ def promote(
     from rollsight.jobs import console
     from rollsight.jobs.holds import whoever
 
-    plant = open_plant(_home(context, home))
+    plant = open_plant(_home(context, home), standing=True)
     with console.count_progress(f"gates of {name}", "images") as on_done:
         model, verdicts = judge(plant, name, engine=engine, on_image=on_done)
     if as_json:
@@ -85,7 +85,7 @@ def rollback(
     from rollsight.jobs import console
     from rollsight.jobs.holds import whoever
 
-    plant = open_plant(_home(context, home))
+    plant = open_plant(_home(context, home), standing=True)
     step = roll_back(plant, by=by or whoever(), at=datetime.now(UTC))
     if as_json:
         console.emit({"default": called(step), "at": step.at, "by": step.by})

@@ -168,7 +168,7 @@ def rolls(context: typer.Context, home: Home = None, as_json: Json = False) -> N
     from rollsight.inspect.plant import open_plant
     from rollsight.jobs import console
 
-    plant = open_plant(home)
+    plant = open_plant(home, standing=True)
     rows: list[dict[str, Any]] = []
     for roll_id in plant.roll_ids():
         try:

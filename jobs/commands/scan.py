@@ -111,7 +111,7 @@ def scan(
         raise UserError("--live with --dry-run: a roll that grows has no length to plan with", USAGE)
     if live and along_strip:
         raise UserError("--live with --along-strip: only a whole roll has such lines; scan it closed", USAGE)
-    plant = open_plant(home)
+    plant = open_plant(home, standing=not any("://" in roll for roll in rolls or ()))
     chosen = plant.model(model)  # refused before the first roll, not at each
     wanted = choose_rolls(plant, rolls or (), batch=batch, since=since, line=line)
     faults = []
