@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from inspect import signature
 
 import pytest
@@ -56,6 +59,22 @@ def test_fit_make_remake_and_check(few_scenes, fitted, tmp_path, capsys, monkeyp
         Image.new("L", found.size, 110).save(image)
     with pytest.raises(UserError, match="sample 2 was changed since it was made"):
         inspect("synth", "make", "scratch", "--only", 2, *options)
+
+
+def test_a_set_that_is_told_to_stop_leaves_nothing_behind(few_scenes, fitted, tmp_path):
+    out = tmp_path / "sets" / "made"
+    options = ("-n", "99999", "--backgrounds", few_scenes, "--home", fitted, "--out", out)
+    command = [sys.executable, "-m", "rollsight.jobs", "synth", "make", "scratch", *map(str, options)]
+    making = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 60
+    while not list(tmp_path.glob("sets/.made-*/train/images/*.png")):
+        assert making.poll() is None and time.monotonic() < give_up, making.communicate()
+        time.sleep(0.1)
+
+    making.terminate()
+
+    assert making.communicate()[1].splitlines()[-1].startswith("inspect: interrupted")
+    assert (making.returncode, list(out.parent.iterdir())) == (130, [])
 
 
 @pytest.mark.parametrize(
