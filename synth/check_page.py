@@ -46,7 +46,7 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures of a check as rows of words; "-" where a set was too small for one."""
     rows = [("samples", str(figures["samples"])), ("kept", str(figures["kept"]))]
     rows += [(f"dropped: {why}", str(n)) for why, n in figures["dropped"].items()]
-    rows.append(("least contrast kept, of the paste's", _number(figures["least_contrast_kept"])))
+    rows.append(("least contrast kept, of what was pasted or drawn", _number(figures["least_contrast_kept"])))
     if figures["segmenters"] is not None:
         of = figures["segmenters"]
         rows.append(("cross-fitted segmenters, steps", str(of["steps"])))
