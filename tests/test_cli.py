@@ -208,6 +208,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
 
 
 def test_home_comes_from_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
     environment = {**os.environ, "ROLLSIGHT_HOME": str(tmp_path / "site")}
     command = [sys.executable, "-m", "rollsight.jobs", "rolls", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
