@@ -23,8 +23,8 @@ LINE = "jobs: [{name: nightly, cron: '30 1 * * *', model: %s}]"
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Run `inspect ARGUMENTS --home HOME` in this process: exit code, lines on stdout, lines on stderr."""
 
-    def inspect(*arguments: str) -> tuple[int, list[str], list[str]]:
-        monkeypatch.setattr(sys, "argv", ["inspect", *arguments, "--home", str(tmp_path)])
+    def inspect(*arguments: str, home: Path = tmp_path) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["inspect", *arguments, "--home", str(home)])
         with pytest.raises(SystemExit) as end:
             cli.main()
         told = capsys.readouterr()
@@ -233,16 +233,11 @@ def test_each_mistake_is_one_line_and_its_exit_code(name: str, run, tmp_path: Pa
         "jobs retry R1", "jobs page", "jobs alerts", "jobs retention", "jobs metrics", "jobs export cron",
     ),
 )  # fmt: skip
-def test_a_plant_folder_that_is_misspelt_is_told_and_not_made(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plant_folder_that_is_misspelt_is_told_and_not_made(command: str, run, tmp_path: Path) -> None:
     home = tmp_path / "plnat"
-    monkeypatch.setattr(sys, "argv", ["inspect", *command.split(), "--home", str(home)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (CONFIG, "")
-    assert told.err.startswith(f"inspect: no plant folder at {home}: name one with --home")
+    code, out, [err] = run(*command.split(), home=home)
+    assert (code, out) == (CONFIG, [])
+    assert err.startswith(f"inspect: no plant folder at {home}: name one with --home")
     assert not home.exists()
 
 
