@@ -10,13 +10,16 @@ Rung = Mapping[str, Any]  # of `arms.ladder`
 OF_PX = ("both", "either")  # of a class's counts those that IoU is of
 
 
-def folds(told: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def folds(
+    told: Sequence[Mapping[str, Any]], pieces: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Of one class's runs, one fit a piece: each run at its thresholds, and of each arm all pieces together.
 
     The thresholds of a piece are those with the highest IoU and F1_H over the other pieces, each seen by the
-    net that it was left out of: no image of the piece itself has a say in them. Pieces together are those
-    that all arms have; a piece alone is judged at EVEN. Alarms are on the groups without the class, which
-    all nets have: their mean.
+    net that it was left out of: the piece itself is not among the images that choose. Pieces together are
+    those that all arms have, of so many `pieces`: `complete` where that is all of them. A piece alone is
+    judged at EVEN. IoU and F1_H are of the pieces left out alone; alarms are on the groups without the
+    class, which all nets have: their mean.
     """
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
     for one in told:
@@ -35,7 +38,7 @@ def folds(told: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list
             first = of[shared[0]]
             pooled = figures(_summed([at[draw] for draw in shared]), first["rare_class"])
             about = {key: first[key] for key in ("data", "rare_class", "arm")}
-            together.append({**about, "pieces": len(shared), **pooled})
+            together.append({**about, "complete": len(shared) == pieces, "pieces": len(shared), **pooled})
     return rows, together
 
 

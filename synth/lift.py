@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rollsight.inspect.metrics import MIN_N
 from rollsight.synth.arms import WITHOUT_GAN
 from rollsight.synth.proof import Plan
 from scipy import stats
@@ -45,7 +46,8 @@ def lift(first: Runs, second: Runs, figure: str, seed: int = 0) -> dict[str, Any
     A hierarchical bootstrap (Davison & Hinkley 1997, sec. 3.8): draws of the scenes with replacement, in each
     one fit of each arm at random, and the test groups once for all of them, since every draw is judged on
     the same images. Its percentiles are stretched away from the difference by `stretch`: of so few draws
-    they alone are too near. low and high are None with fewer than 3 draws.
+    they alone are too near. What the groups add is stretched with them, so an interval is too wide rather
+    than too narrow where these count. low and high are None with fewer than 3 draws.
     """
     of = FIGURES[figure]
     draws = sorted(set(first) & set(second))
@@ -99,7 +101,8 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
     which favours it. `complete`: every run of the arm, and of all arms without a GAN, is there. `shown` is
     true where it is, the interval lies above 0, and the mean of false alarms is not above that of the best
     arm, as far as an image is free of the class. `goal`: IoU or F1 is shown, and
-    gains GOAL or more. `other_classes`: what the others gain or lose. `recall_by_size`: over shared draws.
+    gains GOAL or more. `other_classes`: what the others gain or lose, beside the arm best in IoU;
+    `recall_by_size`, beside the one best in F1, since both are of components.
     """
     arms, runs, missing = _by_arm(results, plan)
     plain = [name for name in WITHOUT_GAN if name in plan.arms]
@@ -109,16 +112,15 @@ def summary(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, 
             continue
         complete = not missing & {arm, *plain}
         iou_told, f1_told = (_held_against(arm, plain, runs, figure, complete) for figure in ("iou", "f1_h"))
-        best = iou_told["best_without_gan"]
+        best, best_f1 = (told["best_without_gan"] for told in (iou_told, f1_told))
         first = arms[arm][0]
         rows.append(
             {
                 **{key: first[key] for key in ("data", "rare_class", "k", "arm")},
                 "complete": complete,
                 **iou_told,
-                "f1_h": f1_told,
+                "f1_h": f1_told | {"recall_by_size": _by_size(arms[best_f1], arms[arm])},
                 "goal": any(told["shown"] and told["difference"] >= GOAL for told in (iou_told, f1_told)),
-                "recall_by_size": _by_size(arms[best], arms[arm]),
                 "other_classes": _other_classes(arms[best], arms[arm]),
             }
         )
@@ -149,12 +151,12 @@ def over_real(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str
             continue
         complete = not missing & {arm, "real"}
         told = {figure: _held_against(arm, ["real"], runs, figure, complete) for figure in ("iou", "f1_h")}
+        told["f1_h"]["recall_by_size"] = _by_size(arms["real"], arms[arm])
         first = arms[arm][0]
         row = {
             **{key: first[key] for key in ("data", "rare_class", "k", "arm")},
             "complete": complete,
             **told,
-            "recall_by_size": _by_size(arms["real"], arms[arm]),
             "other_classes": _other_classes(arms["real"], arms[arm]),
         }
         rows.append(_renamed(row, {"best": "real", "gan": "added"}))
@@ -162,15 +164,18 @@ def over_real(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str
 
 
 def means(results: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
-    """Of one plan's runs: the mean figures of each arm over the draws that all of its arms have."""
-    arms, runs, _ = _by_arm(results, plan)
+    """Of one plan's runs: the mean figures of each arm over the draws that all of its arms have.
+
+    `complete`: no run of the plan is missing.
+    """
+    arms, runs, missing = _by_arm(results, plan)
     draws = sorted(set.intersection(*(set(of) for of in runs.values()))) if runs else []
     rows = []
     for arm in plan.arms if draws else ():
         if arm in runs:
             of = {figure: mean_of(runs[arm], draws, figure) for figure in FIGURES}
             about = {key: arms[arm][0][key] for key in ("data", "rare_class", "k", "arm")}
-            rows.append({**about, "draws": len(draws), **of})
+            rows.append({**about, "complete": not missing, "draws": len(draws), **of})
     return rows
 
 
@@ -217,17 +222,25 @@ def _held_against(
 
 
 def _by_size(best: Sequence[Mapping[str, Any]], gan: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Recall of the rare class by size over the draws that both arms have, and defects of one run."""
+    """Recall of the rare class by size: means as `mean_of` takes them, over the draws that both arms have.
+
+    n: defects of that size among the test images. Under MIN_N of them there is no recall.
+    """
     shared = {one["draw"] for one in best} & {one["draw"] for one in gan}
+
+    def found(arm: Sequence[Mapping[str, Any]], size: str) -> float:
+        by_draw = defaultdict(list)
+        for one in arm:
+            by_draw[one["draw"]].append(sum(one["counts"]["by_size"][size]["found"]))
+        return _mean([_mean(by_draw[draw]) for draw in shared])
+
     told: dict[str, Any] = {}
-    for size in best[0]["counts"]["by_size"]:
-        shares = []
-        for arm in (best, gan):
-            of = [one["counts"]["by_size"][size] for one in arm if one["draw"] in shared]
-            truth, found = (sum(sum(one[key]) for one in of) for key in ("truth", "found"))
-            shares.append(found / truth if truth else None)
-        n = sum(best[0]["counts"]["by_size"][size]["truth"])
-        told[size] = {"best": shares[0], "gan": shares[1], "n": n}
+    for size, of in best[0]["counts"]["by_size"].items():
+        n = sum(of["truth"])
+        shares = {
+            name: found(arm, size) / n if n >= MIN_N else None for name, arm in (("best", best), ("gan", gan))
+        }
+        told[size] = {**shares, "n": n}
     return told
 
 

@@ -72,11 +72,11 @@ def test_a_piece_is_judged_at_the_thresholds_that_the_others_choose():
         piece("gan", 2, [1, 8, 3], [1, 5, 1]),
     ]
 
-    rows, [together] = folds(told)
+    rows, [together] = folds(told, 3)
 
     assert [row["iou"] for row in rows] == [0.2, 0.3, 0.3]  # of 1 and 2 the last rung: 9 + 3 of 20 px
     assert [row["f1_h"] for row in rows] == pytest.approx([0.1, 0.1, 0.5])
-    assert together["iou"] == pytest.approx((2 + 3 + 3) / 30)
+    assert together["iou"] == pytest.approx((2 + 3 + 3) / 30) and together["complete"]
     assert together["recall_by_size"]["tiny_small"] == {"recall": pytest.approx(14 / 60), "n": 60}
     assert together["fa_per_mpx"] == pytest.approx(7 / 3) and together["pieces"] == 3
     assert together["iou_by_class"] == {"pit": together["iou"], "dent": 0.5}
@@ -86,8 +86,9 @@ def test_arms_are_told_together_on_the_pieces_that_all_have():
     told = [piece("real", draw, [1] * len(CHOICES), [1] * len(CHOICES)) for draw in (0, 1)]
     told.append(piece("gan", 1, list(range(len(CHOICES))), [1] * len(CHOICES)))
 
-    rows, together = folds(told)
+    rows, together = folds(told, 2)
 
+    assert not any(one["complete"] for one in together)
     assert len(rows) == 3 and [(one["arm"], one["pieces"]) for one in together] == [("real", 1), ("gan", 1)]
     assert together[1]["iou"] == CHOICES.index(EVEN) / 10  # alone nothing tells its threshold
-    assert folds([]) == ([], [])
+    assert folds([], 2) == ([], [])

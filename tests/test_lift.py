@@ -71,28 +71,35 @@ def test_fewer_than_three_paired_draws_give_no_interval():
     assert told == {"difference": pytest.approx(0.1), "low": None, "high": None, "draws": 1}
 
 
+@pytest.mark.parametrize("by_group", [0, 10])
 @pytest.mark.parametrize("draws", [3, 4, 8])
-def test_where_nothing_differs_an_interval_leaves_0_out_as_seldom_as_it_says(draws):
-    """Of 200 proofs without any effect; percentiles as they come did so in 15 to 27 of 100."""
+def test_where_nothing_differs_an_interval_leaves_0_out_as_seldom_as_it_says(draws, by_group):
+    """Of 200 proofs without any effect; percentiles as they come did so in 15 to 27 of 100.
+
+    by_group: deviation, in px, of what a test group gains in all draws.
+    """
     rng = np.random.default_rng(draws)
     wrong = 0
     for _ in range(200):
-        first = {d: [run(np.full(5, 50.0))] for d in range(draws)}
-        second = {d: [run(np.full(5, 50 + rng.normal(0, 5)))] for d in range(draws)}
+        of_groups = 50 + rng.normal(0, by_group, 9)
+        first = {d: [run(np.full(9, 50.0))] for d in range(draws)}
+        second = {d: [run(of_groups + rng.normal(0, 5))] for d in range(draws)}
         told = lift(first, second, "iou")
         wrong += told["low"] > 0 or told["high"] < 0
 
     assert wrong <= 18  # 10 are expected; the seeds are fixed
 
 
-def result(arm: str, draw: int, hits: float, alarms: float = 1.0, seed: int = 0, other: float = 50) -> dict:
+def result(
+    arm: str, draw: int, hits: float, alarms: float = 1.0, seed: int = 0, other: float = 50, small: int = 1
+) -> dict:
     rows = [run(np.full(9, of), alarms).T.tolist() for of in (hits, other)]
     classes = {name: dict(zip(OF_CLASS, row[:6], strict=True)) for name, row in zip("co", rows, strict=True)}
     counts = {
         "classes": classes,
         "by_size": {
-            "tiny": {"truth": [0] * 9, "found": [0] * 9},
-            "small": {"truth": [4] * 9, "found": [1] * 9},
+            "tiny": {"truth": [1] * 9, "found": [1] * 9},
+            "small": {"truth": [4] * 9, "found": [small] * 9},
         },
         "clean": dict(zip(("alarms", "area"), rows[0][6:], strict=True)),
     }
@@ -110,6 +117,10 @@ def test_means_are_of_the_draws_that_all_arms_have():
     told = means(results, plan_of((0, 1, 2, 7), "real", "paste", "gan"))
 
     assert [(row["arm"], row["draws"]) for row in told] == [("real", 2), ("gan", 2)]
+    assert (
+        not any(row["complete"] for row in told)
+        and means(results[:3], plan_of(range(3), "real"))[0]["complete"]
+    )
     assert [row["iou"] for row in told] == pytest.approx([0.415, 0.615])
     assert means([], plan_of((0,), "real")) == []
 
@@ -126,8 +137,9 @@ def test_a_gan_is_held_against_the_best_arm_without_one():
 
     assert (row["best_without_gan"], row["shown"]) == ("paste", True)
     assert row["difference"] == pytest.approx(0.05) and row["goal"]
-    assert row["recall_by_size"]["small"] == {"best": 0.25, "gan": 0.25, "n": 36}
-    assert row["recall_by_size"]["tiny"] == {"best": None, "gan": None, "n": 0}
+    sizes = row["f1_h"]["recall_by_size"]
+    assert sizes["small"] == {"best": 0.25, "gan": 0.25, "n": 36}
+    assert sizes["tiny"] == {"best": None, "gan": None, "n": 9}  # too few for a recall
     assert not same["shown"] and not louder["shown"]
     assert (louder["fa_per_mpx"]["best"], louder["fa_per_mpx"]["gan"]) == pytest.approx((100, 200))
     assert louder["fa_per_mpx"]["difference"] == pytest.approx(100)
@@ -223,7 +235,8 @@ def test_a_neighbour_class_that_falls_is_told():
 
 def test_a_draw_with_two_fits_counts_once_and_arms_are_held_against_each_other_on_draws_of_both():
     plain = [result("paste", d, 50) for d in range(3)] + [result("paste", 7, 95)]
-    fits = [result("gan", 0, hits, alarms, seed) for seed, (hits, alarms) in enumerate(((40, 3), (60, 1)))]
+    of_fits = ((40, 3, 4), (60, 1, 2))
+    fits = [result("gan", 0, hits, alarms, seed, small=n) for seed, (hits, alarms, n) in enumerate(of_fits)]
     others = [result("gan", 1, 62), result("gan", 2, 64), result("gan", 8, 5)]
 
     [row] = summary(plain + fits + others, plan_of((0, 1, 2, 7, 8), "paste", "gan", gan_seeds={0: 2}))
@@ -232,6 +245,7 @@ def test_a_draw_with_two_fits_counts_once_and_arms_are_held_against_each_other_o
     assert (row["best"], row["gan"]) == pytest.approx((0.5, (50 + 62 + 64) / 300))
     assert row["difference"] == pytest.approx((0 + 12 + 14) / 300) and row["draws"] == 3
     assert row["fa_per_mpx"]["gan"] == pytest.approx(100 * (2 + 1 + 1) / 3)
+    assert row["f1_h"]["recall_by_size"]["small"]["gan"] == pytest.approx((3 + 1 + 1) / 3 / 4)
 
 
 def test_draws_of_fewer_scenes_are_part_of_larger_ones_and_no_other_scene_holds_the_class(few_scenes):
