@@ -1,7 +1,7 @@
 """Steel that synthetic defects are put on: scenes of labelled data, clean images, or windows of rolls."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rollsight.synth.patches import PixelMm, Scene, mm_of, read_scenes, refuse_h
 
 WINDOW_PX = 256  # side of a window of a roll, and of a larger image
 DARK = 0.05  # of white: darker px are no steel
+LEAST_WHITE = 0.1  # of white: where no px is brighter, 8 bits have too few gray levels for it
 MOST_LOST = 0.5  # of a window: dark, beside the strip, or not inspected
 ROLL_WINDOWS = 40  # of each roll that a fit sees
 TRIES = 50  # windows of a roll looked at before it is given up
@@ -44,6 +45,7 @@ class Backgrounds:
     classes: tuple[str, ...] = ()  # of the masks
     own: list[Scene] = field(default_factory=list)  # that the marks are of: the same steel
     own_share: float = 0.0  # of the samples that are made on these
+    masks: Mapping[str, str | None] = field(default_factory=dict)  # roll id -> what tells its clean steel
 
     def __len__(self) -> int:
         return len(self.scenes) + len(self.rolls)
@@ -65,7 +67,7 @@ class Backgrounds:
             return self
         if rng.random() < self.own_share:
             return Backgrounds(self.own, [], self.classes)
-        return Backgrounds(self.scenes, self.rolls, self.classes)
+        return replace(self, own=[], own_share=0.0)
 
     def draw(self, rng: np.random.Generator) -> Steel:
         """A canvas: a whole image up to 256 px, else a window; every image and roll is as likely."""
@@ -82,7 +84,7 @@ class Backgrounds:
         return self._window(self.rolls[number - len(self.scenes)], rng)
 
     def _window(self, roll: Roll, rng: np.random.Generator) -> Steel:
-        label = roll_label(roll)
+        label = roll_label(roll, self.masks)
         for _ in range(TRIES):
             y = int(rng.integers(max(0, roll.lines - WINDOW_PX) + 1))
             x = int(rng.integers(max(0, roll.width - WINDOW_PX) + 1))
@@ -102,9 +104,20 @@ class Backgrounds:
         )
 
 
-def roll_label(roll: Roll) -> str | None:
-    """The class mask beside a roll that tells what of it is clean: `truth`, else the last; None without."""
+def roll_label(roll: Roll, masks: Mapping[str, str | None] | None = None) -> str | None:
+    """The class mask beside a roll that tells what of it is clean: `truth`, else the last; None without.
+
+    masks: of a set that was made before, by roll id: the same again, though scans have left others since.
+    """
     names = roll.label_names()
+    if masks is not None and roll.roll_id in masks:
+        known = masks[roll.roll_id]
+        if known is not None and known not in names:
+            raise UserError(
+                f"roll {roll.roll_id}: its mask {known}, by which its steel was chosen, is gone: what was "
+                "made on it can't be made again"
+            )
+        return known
     return ("truth" if "truth" in names else names[-1]) if names else None
 
 
@@ -134,14 +147,20 @@ def made_lines(roll: Roll) -> list[dict[str, Any]]:
 
 
 def open_backgrounds(
-    paths: Sequence[Path], classes: tuple[str, ...], held: Sequence[str], mm: PixelMm | None = None
+    paths: Sequence[Path],
+    classes: tuple[str, ...],
+    held: Sequence[str],
+    mm: PixelMm | None = None,
+    masks: Mapping[str, str | None] | None = None,
 ) -> Backgrounds:
     """What lies at the paths: labelled data (its train split), a folder of clean images, rolls.
 
     classes: the data's, which labelled backgrounds must have as well. held: groups of val and test, of which
-    nothing may be used. A folder of images without `classes.json` is clean by the word of who gives it.
-    A folder within labelled data, or with Labelme files beside its images, is not: it is refused.
-    mm: the size of a px of image files, where it is known. UserError where there is no background at all.
+    nothing may be used. A folder of images without `classes.json` is clean by the word of who gives it; the
+    group of an image is its sub-folder, else the image itself. A folder within labelled data, with such data
+    in it, or with Labelme files beside its images, is not clean: it is refused.
+    mm: the size of a px of image files, where it is known. masks: as `roll_label` has them. UserError where
+    there is no background at all.
     """
     scenes: list[Scene] = []
     rolls: list[Roll] = []
@@ -164,6 +183,12 @@ def open_backgrounds(
         raise UserError(
             "--mm-per-px-x and --mm-per-line are for images: a roll says itself how large its px are", USAGE
         )
+    if scenes and (white := max(float(scene.image.max()) for scene in scenes)) < LEAST_WHITE:
+        raise UserError(
+            f"backgrounds: the brightest px is {white:.1%} of white, as of 12 bits in files of 16: made "
+            "images have 8 bits, of which few would be left: stretch the images, and the labels' alike",
+            USAGE,
+        )
     groups = {scene.group for scene in scenes}
     for roll in rolls:
         check_one_mode(roll)
@@ -175,7 +200,9 @@ def open_backgrounds(
             f"no backgrounds ({where}): give --backgrounds: a folder of clean images, labelled data, a roll",
             USAGE,
         )
-    return Backgrounds(scenes, rolls, classes)
+    return Backgrounds(
+        scenes, rolls, classes, masks={roll.roll_id: roll_label(roll, masks) for roll in rolls}
+    )
 
 
 def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
@@ -191,6 +218,13 @@ def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
                 "folder, of which the train split is taken",
                 USAGE,
             )
+    for path in root.rglob("*"):
+        if path.name == "classes.json" or (path.name == "masks" and path.is_dir()):
+            raise UserError(
+                f"{root} holds labelled data ({path.parent}), whose defects are on its images: give that "
+                "folder, of which the train split is taken",
+                USAGE,
+            )
     scenes = []
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
         if path.with_suffix(".json").is_file():
@@ -200,6 +234,7 @@ def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
                 USAGE,
             )
         image = read_gray(path)
-        name = path.relative_to(root).as_posix()
-        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name, path.stem, mm))
+        name = path.relative_to(root)
+        group = name.parent.as_posix() if len(name.parts) > 1 else name.stem
+        scenes.append(Scene(image, np.zeros(image.shape, dtype=np.uint8), name.as_posix(), group, mm))
     return scenes

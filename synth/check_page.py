@@ -66,7 +66,8 @@ def told(figures: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((what, f"{_number(of['mean'])} ± {_number(of['spread'])}"))
     rows.append(
         (
-            f"nearest training over nearest held-out defect (alarm below {figures['nearest_alarm']})",
+            f"distance to the nearest training defect, over that of held-out ones (alarm below "
+            f"{figures['nearest_alarm']})",
             _number(figures["nearest_ratio"]),
         )
     )

@@ -7,6 +7,7 @@ the same bits on the same build.
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labelled_folder import Incoming, LabelledImage, Written, write_labels
-from rollsight.synth.backgrounds import Backgrounds, Steel
+from rollsight.synth.backgrounds import WINDOW_PX, Backgrounds, Steel
 from rollsight.synth.croissant import folder_card, write_card
 from rollsight.synth.data_card import DATASET, PROVENANCE, data_card
 from rollsight.synth.degraded import VISIBLE, contrast_at, degraded, surroundings
@@ -30,7 +31,7 @@ from rollsight.synth.patches import PixelMm
 from rollsight.synth.placing import STEEL_CHOICE, Density, find_place, gray_around, pasted
 from scipy import ndimage
 
-ATTEMPTS = 40  # at a sample before it is given up
+ATTEMPTS = 40  # at a sample before it is given up; of periodic ones more
 MOST_MARKS = 2  # on a sample
 MANY_MARKS = 50  # nobody finds room for more on 256 px: each attempt would be in vain
 PASTE_KEEP = 0.5  # of its contrast at home that a mark must have on the new steel
@@ -135,7 +136,10 @@ def make_sample(
     check_order(generator, order)
     key = key_of(order.seed, index)
     rejected: Counter[str] = Counter()
-    for attempt in range(ATTEMPTS):
+    attempts = ATTEMPTS
+    if order.density.kind == "periodic":  # most windows show no line of the pitch
+        attempts *= math.ceil(order.density.pitch_px / WINDOW_PX)
+    for attempt in range(attempts):
         try:
             made = _attempt(generator, backgrounds, order, [*key, attempt], candidate)
         except Rejected as reason:
@@ -144,7 +148,7 @@ def make_sample(
         made.provenance.update(index=index, attempt=attempt, rejected=dict(rejected))
         return made
     raise UserError(
-        f"sample {index}: {ATTEMPTS} attempts without one to keep ({counted(rejected)}): "
+        f"sample {index}: {attempts} attempts without one to keep ({counted(rejected)}): "
         "give other or more backgrounds"
     )
 
@@ -371,7 +375,7 @@ def make_data(
     def beside(folder: Path) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / PROVENANCE).write_text(text, encoding="utf-8")
-        card.update(data_card(generator, order.to_json(), lines, licence))
+        card.update(data_card(generator, order.to_json(), lines, backgrounds.masks, licence))
         (folder / DATASET).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         write_card(folder, folder_card(folder, card, generator.card.data_classes))
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ def data_card(
     generator: Generator,
     order: dict[str, Any],
     lines: list[dict[str, Any]],
+    masks: Mapping[str, str | None],
     licence: str = "",
     failures: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the samples are made of, how many attempts were rejected and why, what is known to be wrong.
 
+    masks: of each roll that the steel is of, by its id, the class mask that told what of it is clean.
     licence: of labels and steel, as far as anybody said. failures: known ones beside those of every set.
     """
     rejected: Counter[str] = Counter()
@@ -45,6 +47,7 @@ def data_card(
         "reject_rate": round(sum(rejected.values()) / attempts, 4),
         **counts(lines),
         "fitted_on": generator.card.fitted_on["source"],
+        "masks": dict(masks),
         "licence": licence or NO_LICENCE,
         "sizes": told_sizes(len(marks), in_px, labels_in_mm=generator.bank.in_mm),
         "known_failures": [*KNOWN_FAILURES, *failures],
@@ -67,6 +70,15 @@ def counts(lines: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "contrast_kept": {"median": float(np.median(kept)), "smallest": float(min(kept))},
     }
+
+
+def made_by_masks(folder: Path) -> dict[str, str | None]:
+    """The `masks` of the card of a synthetic folder or roll; {} of one made before these were told."""
+    try:
+        masks = json.loads((folder / DATASET).read_text("utf-8")).get("masks", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / DATASET}: not the card of a set ({error!r})"[:200]) from None
+    return dict(masks)
 
 
 def checked_card(folder: Path, lines: list[dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:

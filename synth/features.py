@@ -19,7 +19,7 @@ CONTEXT = 1.5  # of the defect's longer side that a crop shows
 SMALLEST_PX = 32  # side of a crop before it is resized
 SUBSETS, SUBSET = 50, 50  # of the distance between sets
 COPY_CORRELATION = 0.95  # from it on a crop is called a copy
-COPY_RATIO = 0.8  # of distances to training and to held-out crops: alarm below
+COPY_RATIO = 0.8  # of the distances of made and of held-out crops to training ones: alarm below
 
 Crop = NDArray[np.float32]  # (96, 96) in [0, 1]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1, half-open
@@ -35,7 +35,9 @@ def residual_of(image: NDArray[np.float32], inside: Bools, box: Box) -> Crop:
 
     A defect that was copied onto other steel is the same there, and only there.
     """
-    added = np.where(inside, image - image[surroundings(inside)].mean(), 0) if inside.any() else image * 0
+    around = surroundings(inside) if inside.any() else inside
+    level = image[around].mean() if around.any() else image.mean()  # of an image that is all defect
+    added = np.where(inside, image - level, 0)
     return _square(added.astype(np.float32), box)
 
 
@@ -97,26 +99,17 @@ def cosine_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[
     return np.asarray(1 - x @ y.T)
 
 
-def nearest_ratio(
-    made: NDArray[np.float64], train: NDArray[np.float64], held: NDArray[np.float64], seed: int = 0
-) -> float:
-    """Median distance to the nearest training crop over that to the nearest held-out one.
+def nearest_ratio(made: NDArray[np.float64], train: NDArray[np.float64], held: NDArray[np.float64]) -> float:
+    """Median distance of made crops to the nearest training one, over that of held-out ones.
 
-    Both sets are cut to one size, or the larger would be nearer by its size alone. Below COPY_RATIO samples
-    are nearer to what they were made of than real ones would be: copies. nan where a set is empty.
+    About 1 where made crops are as new as real ones that nobody learned from, 0 for copies; both are held
+    against the whole of `train`, since in a part of it what was copied may not be. Below COPY_RATIO: an
+    alarm. nan where a set is empty.
     """
-    size = min(len(train), len(held))
-    if not size or not len(made):
+    if not len(made) or not len(train) or not len(held):
         return float("nan")
-    rng = np.random.default_rng(seed)
-    ratios = []
-    for _ in range(20):
-        near = [
-            np.median(cosine_distances(made, of[rng.choice(len(of), size, replace=False)]).min(axis=1))
-            for of in (train, held)
-        ]
-        ratios.append(near[0] / max(near[1], 1e-12))
-    return float(np.mean(ratios))
+    near = [np.median(cosine_distances(of, train).min(axis=1)) for of in (made, held)]
+    return float(near[0] / max(near[1], 1e-12))
 
 
 def spread(features: NDArray[np.float64]) -> float:

@@ -63,6 +63,7 @@ class GenericCard(BaseModel):
     components: dict[str, int]  # of each class
     fit: dict[str, float]  # the last figures of the controller
     checks: tuple[dict[str, Any], ...]  # of each class, what `inspect synth check` finds
+    unchecked: dict[str, str] = {}  # classes of which it finds nothing although val has them, and why
     notes: tuple[str, ...]
     code_version: str
     created_at: str
@@ -101,6 +102,8 @@ def generic_data(sources: Sequence[LabelledData], size_px: int) -> GenericData:
     """
     classes = tuple(dict.fromkeys(name for data in sources for name in data.classes))
     learned = tuple(data if is_rolls(data) else data.of_split("train") for data in sources)
+    for data in sources:
+        held_scenes(data)  # which the checks read after the fit: a broken one is told before it
     scenes = []
     for number, data in enumerate(learned):
         values = np.zeros(256, dtype=np.uint8)
@@ -202,7 +205,7 @@ def save_generic(
         for source in told["trained_on"]:
             del source["group_names"]  # hundreds; the digest names the data
         editor = adversary.average.cpu().eval()
-        told["checks"] = tuple(_checks(found, editor, told, samples, on_class))
+        told["checks"], told["unchecked"] = _checks(found, editor, told, samples, on_class)
         card = GenericCard(**told)
         (staging / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (staging / README).write_text(_readme(card), encoding="utf-8")
@@ -256,9 +259,12 @@ def _checks(
     told: dict[str, Any],
     samples: int,
     on_class: Callable[[str], None] | None,
-) -> list[dict[str, Any]]:
-    """What `inspect synth check` finds of each class that val has enough of, in each source that has it."""
-    checks = []
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What `inspect synth check` finds of each class that val has enough of, in each source that has it.
+
+    And of which class nothing could be made, and why: no reason to lose the fit.
+    """
+    checks, unchecked = [], {}
     for source, learned in zip(found.sources, found.learned, strict=True):
         if is_rolls(source):
             continue  # no val
@@ -287,10 +293,13 @@ def _checks(
             made_by = Generator(Path(told["name"]), card, editor, MaskBank(marks, name))
             with tempfile.TemporaryDirectory() as run:
                 steel = Backgrounds(scenes, [], source.classes)
-                checks.append(_check(made_by, steel, source, samples, Path(run)))
+                try:
+                    checks.append(_check(made_by, steel, source, samples, Path(run)))
+                except UserError as fault:
+                    unchecked[name] = str(fault)
             if on_class is not None:
                 on_class(name)
-    return checks
+    return checks, unchecked
 
 
 def _check(
@@ -302,6 +311,7 @@ def _check(
     check = check_set(run / "gan", source, run, steps=0)
     features, figures = Features(), check.figures
     pasted = kid(features(made_crops(run / "paste")), features(check.real))
+    nothing = {"mean": None, "spread": None}  # where a source has no clean window, or all is dropped
     return {
         "source": source.root.name,
         "class": made_by.card.defect_class,
@@ -309,10 +319,10 @@ def _check(
         "samples": samples,
         "kept": figures["kept"],
         "held": len(check.real),
-        "made": figures["kid"]["made"],
+        "made": figures["kid"].get("made", nothing),
         "paste": {"mean": pasted[0], "spread": pasted[1]},
-        "floor": figures["kid"]["real, the floor"],
-        "ceiling": figures["kid"]["clean, the ceiling"],
+        "floor": figures["kid"].get("real, the floor", nothing),
+        "ceiling": figures["kid"].get("clean, the ceiling", nothing),
         "nearest_ratio": figures["nearest_ratio"],
         "nearest_alarm": figures["nearest_alarm"],
     }
@@ -337,8 +347,8 @@ def _readme(card: GenericCard) -> str:
         "KID on features of EfficientNet-Lite0 over crops of val, as `inspect synth check` gives it, "
         f"of {samples} samples of each class: mean ± spread over subsets, smaller is nearer. It is an alarm, "
         "no proof that they help. Floor: real ones of train; ceiling: clean steel; paste: the same marks "
-        "without the net. Nearest: distance to the nearest training defect over that to the nearest held-out "
-        f"one, alarm below {COPY_RATIO}.",
+        "without the net. Nearest: distance of made ones to the nearest training defect over that of "
+        f"held-out ones, alarm below {COPY_RATIO}.",
         "",
         "| data | class | made | paste | floor | ceiling | nearest | held crops |",
         "|---|---|---|---|---|---|---|---|",
@@ -348,7 +358,10 @@ def _readme(card: GenericCard) -> str:
         ratio = check["nearest_ratio"]
         nearest = "-" if ratio is None else f"{ratio:.2f}" + (" (alarm)" if ratio < COPY_RATIO else "")
         lines.append(f"| {check['source']} | {check['class']} | {kids} | {nearest} | {check['held']} |")
-    unsaid = [n for n in card.classes if n not in {check["class"] for check in card.checks}]
+    lines += [""] if card.unchecked else []
+    lines += [f"No figures of {name}: {why}." for name, why in card.unchecked.items()]
+    told = {check["class"] for check in card.checks} | card.unchecked.keys()
+    unsaid = [n for n in card.classes if n not in told]
     if unsaid:
         lines += ["", f"Too few in val for figures: {', '.join(unsaid)}."]
     lines += ["", "## Recipe", "", "```json", json.dumps(card.recipe, indent=1), "```", ""]

@@ -1,5 +1,6 @@
 """A mask GAN fitted to the marks of one class, and how its outlines stand beside labelled ones."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,11 +23,11 @@ def learn_outlines(
 ) -> tuple[Outlines | None, dict[str, Any]]:
     """The mask GAN of a class's marks, and what the card says of it; None, and why, where there is none.
 
-    A fifth of the groups is held back. Figures, of LOOKED_AT outlines made for boxes of held-back marks:
-    `refused`, the share that is empty, in pieces or under 2 px wide; percentiles of `side_px` (of a square of
-    the same area) and of `fill` (of its box), made and held; `nearest`, the median IoU in their boxes with
-    the learned outline that is most like them, of made and of held-back ones. Made outlines far nearer to
-    learned ones than held-back ones are would be copies.
+    A fifth of the groups is held back, as far as FEWEST marks are left to learn from. Figures, of LOOKED_AT
+    outlines made for boxes of held-back marks: `refused`, the share that is empty, in pieces or under 2 px
+    wide; percentiles of `side_px` (of a square of the same area) and of `fill` (of its box), made and held;
+    `nearest`, the median IoU in their boxes with the learned outline that is most like them, of made and of
+    held-back ones. Made outlines far nearer to learned ones than held-back ones are would be copies.
     """
     told: dict[str, Any] = {"marks": len(marks)}
     if recipe.steps == 0:
@@ -35,7 +36,11 @@ def learn_outlines(
         return None, told | {"why": f"{len(marks)} marks, outlines are learned from {FEWEST} on"}
     groups = sorted({mark.group for mark in marks})
     order = np.random.default_rng([recipe.seed, 3]).permutation(len(groups))
-    back = {groups[i] for i in order[: round(HELD_SHARE * len(groups))]}
+    of_group = Counter(mark.group for mark in marks)
+    back: set[str] = set()
+    for i in order[: round(HELD_SHARE * len(groups))]:
+        if len(marks) - sum(of_group[group] for group in (*back, groups[i])) >= FEWEST:
+            back.add(groups[i])
     learned = [mark for mark in marks if mark.group not in back]
     held = [mark for mark in marks if mark.group in back]
     insides = [mark.inside[mark.box] for mark in learned]

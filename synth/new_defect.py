@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -77,8 +77,10 @@ class Field:
         return max(0, (self.roll.lines - 1) // self.order.density.pitch_px)
 
 
-def open_field(generator: Generator, roll: Roll, order: Order) -> Field:
-    """UserError where defects of this generator cannot go into this roll."""
+def open_field(
+    generator: Generator, roll: Roll, order: Order, masks: Mapping[str, str | None] | None = None
+) -> Field:
+    """UserError where defects of this generator cannot go into this roll; masks: as `roll_label` has them."""
     check_one_mode(roll)
     check_order(generator, order)
     if order.method == "gan" and generator.card.recipe["whole"]:
@@ -93,7 +95,7 @@ def open_field(generator: Generator, roll: Roll, order: Order) -> Field:
             USAGE,
         )
     refuse_held(groups_of(roll), generator.card.held_groups, f"roll {roll.roll_id}")
-    return Field(generator, roll, replace(order, most_marks=1), roll_label(roll))
+    return Field(generator, roll, replace(order, most_marks=1), roll_label(roll, masks))
 
 
 def defects_per_m(roll: Roll, per_m: float) -> int:

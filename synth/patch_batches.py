@@ -16,6 +16,7 @@ from torch import Tensor
 HELD_SHARE = 0.2  # of a class's scenes whose real patches only measure overfitting
 HELD_MOST = 8  # scenes
 SPARE = 16  # px of a paste's patch beyond the patch, for its deformation
+MOST_NARROW = 1000  # pastes in a row that are under 2 px wide, before a fit is given up
 SCALING = 0.12  # of a paste, either way: SPARE covers it
 
 
@@ -140,7 +141,7 @@ class PatchSampler:
         All of a patch at once: where pastes had one mark and real patches several, the discriminator told
         them apart by the mask alone, and the editor learned nothing (looked at).
         """
-        while True:
+        for _ in range(MOST_NARROW):
             scene, pixels = pool.train[rng.integers(len(pool.train))]
             image, mask = patch_around(scene, pixels, self.size + SPARE, rng)
             inside = mask == pool.value
@@ -166,6 +167,10 @@ class PatchSampler:
                 less = degraded(steel, start, on_steel, rng)
                 start = start if less is None else less[0]
             return start, on_steel.astype(np.float32)
+        raise UserError(
+            f"{MOST_NARROW} pastes of mask value {pool.value}, none 2 px wide on a patch of {self.size} px: "
+            "label its defects at least 2 px wide"
+        )
 
     def _place(self, pool: _Pool, mark: Mark, rng: np.random.Generator) -> CleanPlaces:
         """The scene that a mark is pasted on."""

@@ -107,6 +107,9 @@ def plant_roll(
         raise UserError(f"roll {roll.roll_id}: its truth has {len(classes) - 1} classes, no room for {name}")
     rows = kept_rows(roll, classes) if has_truth else []  # None: there is a mask, but no table of it
     value = classes.index(name) + 1
+    group = None
+    if order.density.kind == "periodic":  # beside those of other damaged rolls
+        group = 1 + max((row["periodic_group"] or 0 for row in rows or ()), default=0)
     lines: list[dict[str, Any]] = []
     with RollWriter(
         path, strip, roll.width, roll.dtype, total_lines=roll.lines, overwrite=overwrite
@@ -117,7 +120,6 @@ def plant_roll(
                 made = make_defect(field, number, waiting.taken)
                 waiting.add(made)
                 lines.append({"roll": strip.roll_id, **made.provenance})
-                group = 1 if order.density.kind == "periodic" else None
                 new_rows += parts_of(made.inside, made.y, made.x, name, group, made.left, strip)
                 if on_defect is not None:
                     on_defect(number + 1, n)
@@ -210,5 +212,7 @@ def _card(field: Field, roll_id: str, lines: list[dict[str, Any]], rows: int, li
     failures = [f"Its steel is that of roll {roll.roll_id}: both belong to one split."]
     if cut:
         failures.append(f"{cut} of its new defects were cut off by the border of their scene, and end there.")
-    card = data_card(field.generator, field.order.to_json(), lines, licence, failures)
+    card = data_card(
+        field.generator, field.order.to_json(), lines, {field.roll.roll_id: field.label}, licence, failures
+    )
     return card | {"roll": roll_id, "into": roll.roll_id, "lines": roll.lines, "truth_rows": rows}

@@ -34,7 +34,7 @@ from rollsight.synth.features import (
     spread,
 )
 from rollsight.synth.mask_bank import Bools, marks_of
-from rollsight.synth.patches import Scene, class_value, clean_places, read_scenes
+from rollsight.synth.patches import Scene, class_value, clean_places, held_groups, read_scenes, refuse_held
 from scipy import ndimage
 from torch import nn
 
@@ -46,8 +46,9 @@ AREA = (
 AREA_REACH_PX = 3  # around the mask that is looked at for it
 DISAGREES, EASY = 0.1, 0.9  # IoU with the cross-fitted segmenter
 NEAR_PX = 8  # around a defect: what a segmenter sees farther off is not about it
-EASY_SHARE = 0.5  # of what is kept that may be easy, at most
+EASY_SHARE = 0.5  # of what nothing else drops: so many may be easy, at most
 MOST_CROPS = 300  # of a set
+MOST_KNOWN = 2000  # training defects among which copies are looked for: in a part of them they would not show
 OWN_STEPS = 4  # a segmenter's own steps are a quarter of those of the net that both begin from
 SEEN = 0.5  # of real defects: segmenters that see fewer of them say nothing of made ones
 JUDGE = Recipe(net="fast", attention="none", mosaic=1, batch=12, balanced=0.5, small_weight=0.0, fewest=0)
@@ -124,6 +125,9 @@ def check_set(
             f"{folder}: its defects come from {', '.join(sorted(strange)[:3])}, which {labels.root} does not "
             "have: give the labels that its generator was fitted on"
         )
+    groups = {line["background"]["group"] for line in lines}
+    groups |= {mark["group"] for line in lines for mark in line["marks"]}
+    refuse_held(groups, held_groups(labels), str(folder))
     if (images := len(made.samples)) != len(lines):
         raise UserError(f"{folder}: {images} images, {len(lines)} lines of {PROVENANCE}: make the data again")
     name = str(lines[0]["class"])
@@ -149,9 +153,10 @@ def check_set(
         return _new_defects(line, image, mask == value)[number]
 
     marks = [(line, number) for line in kept for number in range(len(line["marks"]))]
+    known = _some(_labelled(scenes, labels.classes, name), seed, MOST_KNOWN)
     chosen = {
         "made": [new(*one) for one in _some(marks, seed)],
-        "train": _some(_labelled(scenes, labels.classes, name), seed),
+        "train": known,
         "held": _some(_labelled(of_val, labels.classes, name), seed),
         "clean": _some(_clean(scenes, seed), seed),
     }
@@ -250,8 +255,7 @@ def _few_easy(judged: list[Judged]) -> list[Judged]:
     """Easy samples beyond their share are dropped, the easiest first: what a net knows teaches it little."""
     kept = [one for one in judged if not one.dropped]
     easy = sorted((one for one in kept if one.agreement > EASY), key=lambda one: -one.agreement)
-    hard = len(kept) - len(easy)
-    over = max(0, len(easy) - math.floor(hard * EASY_SHARE / (1 - EASY_SHARE))) if hard else 0
+    over = max(0, len(easy) - math.ceil(len(kept) * EASY_SHARE))
     dropped = {one.image for one in easy[:over]}
     return [replace(one, dropped="too easy") if one.image in dropped else one for one in judged]
 
@@ -360,7 +364,7 @@ def held_scenes(labels: LabelledData) -> list[Scene]:
     scenes: list[Scene] = []
     for sample in labels.samples:
         if sample.split == "val":
-            image, mask = sample.read()
+            image, mask = labels.read(sample)
             scenes.append(Scene(image[0], mask, f"{len(scenes)}", sample.group))
     return scenes
 
@@ -400,8 +404,8 @@ def made_crops(folder: Path) -> list[Crop]:
     return crops
 
 
-def _some(found: list[_T], seed: int) -> list[_T]:
-    chosen = np.random.default_rng(seed).permutation(len(found))[:MOST_CROPS]
+def _some(found: list[_T], seed: int, most: int = MOST_CROPS) -> list[_T]:
+    chosen = np.random.default_rng(seed).permutation(len(found))[:most]
     return [found[int(i)] for i in chosen]
 
 

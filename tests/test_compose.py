@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -206,7 +207,18 @@ def test_sources_of_val_and_test_and_no_sources_are_refused(few_scenes, generato
     for name in ("6.png", "6_mask.png"):
         (few_images / name).write_bytes((few_scenes / name).read_bytes())
     assert len(open_backgrounds([few_images], classes, held)) == 2  # clean by the word of who gives them
+    nested = shutil.copytree(few_images, tmp_path / "clean" / "coil-7").parent
+    assert {scene.group for scene in open_backgrounds([nested], classes, held).scenes} == {"coil-7"}
+    with pytest.raises(UserError, match="backgrounds: group 'coil-7' is in val or test"):
+        open_backgrounds([nested], classes, (*held, "coil-7"))
     (few_images.parent / "classes.json").write_text('["pit", "scratch"]')
+    with pytest.raises(
+        UserError, match=r"holds labelled data \(.*labelled\), whose defects are on its images"
+    ):
+        open_backgrounds([tmp_path], classes, held)  # val, test and masks would have been steel
+    (nested / "masks").mkdir()
+    with pytest.raises(UserError, match=r"clean holds labelled data \(.*clean\)"):
+        open_backgrounds([nested], classes, held)
     with pytest.raises(UserError, match=r"images lies in the labelled data .*labelled, whose defects are on"):
         open_backgrounds([few_images], classes, held)
     (few_images.parent / "classes.json").unlink()
@@ -219,11 +231,39 @@ def test_sources_of_val_and_test_and_no_sources_are_refused(few_scenes, generato
 
 
 def test_steel_on_which_nothing_shows_ends_in_one_line(generator, tmp_path):
-    Image.fromarray(np.zeros((96, 96), dtype=np.uint8)).save(tmp_path / "black.png")
+    black = np.zeros((96, 96), dtype=np.uint8)
+    black[0, 0] = 255
+    Image.fromarray(black).save(tmp_path / "black.png")
     steel = open_backgrounds([tmp_path], generator.card.data_classes, ())
 
     with pytest.raises(UserError, match=r"sample 0: 40 attempts without one to keep \(faint 40\)"):
         make_sample(generator, steel, Order(), 0)
+
+
+def test_steel_of_12_bits_in_files_of_16_is_refused(generator, tmp_path):
+    """Made images of it would have a handful of gray levels."""
+    levels = np.random.default_rng(0).integers(1700, 4096, (96, 96)).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "dim.png")
+    with pytest.raises(UserError, match=r"the brightest px is 6.\d% of white, as of 12 bits in files of 16"):
+        open_backgrounds([tmp_path], generator.card.data_classes, ())
+    Image.fromarray(levels * 16).save(tmp_path / "dim.png")
+    assert len(open_backgrounds([tmp_path], generator.card.data_classes, ())) == 1
+
+
+def test_images_that_seldom_show_a_line_of_the_pitch_are_asked_more_often(generator, tmp_path):
+    rng = np.random.default_rng(0)
+    high = (rng.normal(128, 4, (16_000, 96))).clip(0, 255).astype(np.uint8)
+    Image.fromarray(high).save(tmp_path / "high.png")
+    steel = open_backgrounds([tmp_path], generator.card.data_classes, ())
+    whole = [replace(mark, cut=(False,) * 4) for mark in generator.bank.marks]
+    made_by = replace(generator, bank=MaskBank(whole, "scratch"))
+    order = Order(method="paste", density=Density("periodic", pitch_px=15_000))
+
+    made = [make_sample(made_by, steel, order, index).provenance for index in range(3)]
+
+    assert max(one["attempt"] for one in made) >= 40
+    for one in made:
+        assert (one["background"]["y"] + one["marks"][0]["place"][0]) % 15_000 == 0
 
 
 def test_damaged_provenance_is_one_line(tmp_path):

@@ -207,6 +207,20 @@ def test_the_only_mark_wide_enough_to_paste_is_not_held_back(seed):
     assert not any(narrow(mask.numpy() > 0) for mask in sampler.batch(0).mask[:, 0])
 
 
+def test_defects_that_no_paste_can_show_end_a_fit_in_one_line():
+    """A speck in a scene of lines of 1 px: no patch of a scene shows it alone."""
+    rng, mask = np.random.default_rng(0), np.zeros((96, 96), dtype=np.uint8)
+    mask[40:43, 40:43] = mask[4::9] = 1
+    scene = Scene(rng.normal(0.5, 0.1, mask.shape).astype(np.float32), mask, "0", "piece-0")
+    steel = Scene(rng.normal(0.5, 0.1, (96, 96)).astype(np.float32), mask * 0, "1", "piece-1")
+    sampler = PatchSampler(
+        [scene, steel], ("pit",), ("pit",), rare="pit", rare_share=0.6, size_px=32, batch=4, seed=0
+    )
+
+    with pytest.raises(UserError, match="1000 pastes of mask value 1, none 2 px wide on a patch of 32 px"):
+        sampler.batch(0)
+
+
 def test_without_any_clean_steel_backgrounds_are_asked_for(scenes, tmp_path, small_fit):
     for i in range(6):
         mask = np.full((96, 90), 255, dtype=np.uint8)

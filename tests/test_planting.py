@@ -177,6 +177,21 @@ def test_placement_edges_lane_and_periodic(generator, source):
     assert len({one.inside.shape for one in made}) == 1  # one damaged mill roll leaves one mark
 
 
+def test_periodic_marks_are_a_damaged_roll_of_their_own_beside_those_that_were_there(
+    generator, source, tmp_path
+):
+    order = Order(seed=1, method="paste", density=Density("periodic", pitch_px=700))
+    groups = []
+    for before, name in ((source, "S-2"), (None, "S-3")):
+        roll = before or open_roll(tmp_path / "S-2.zarr")
+        plant_roll(open_field(generator, roll, order), tmp_path / f"{name}.zarr", 2)
+        table = pq.read_table(tmp_path / f"{name}.zarr" / "truth.parquet")
+        groups.append({group for group in table["periodic_group"].to_pylist() if group is not None})
+
+    here = {g for g in pq.read_table(source.path / "truth.parquet")["periodic_group"].to_pylist() if g}
+    assert [len(of) for of in groups] == [len(here) + 1, len(here) + 2]
+
+
 def test_a_bare_roll_gets_a_mask_of_the_new_class_and_255_where_it_was_not_inspected(generator, tmp_path):
     roll = bare_roll(tmp_path, units="px", dtype=np.uint16)
     plant_roll(open_field(generator, roll, Order(seed=3)), tmp_path / "new.zarr", 6)

@@ -57,13 +57,18 @@ def test_the_kernel_distance_is_0_within_a_distribution_and_grows_with_the_shift
     assert math.isnan(kid(one[:3], far)[0])
 
 
-def test_copies_are_nearer_to_training_than_to_held_out_and_cross_the_alarm():
+def test_copies_are_nearer_to_training_than_held_out_ones_are_and_cross_the_alarm():
     rng = np.random.default_rng(0)
-    train, held, fresh = (rng.normal(0, 1, (60, 32)) for _ in range(3))
-    copies = train + rng.normal(0, 0.1, train.shape)
+    train, held, fresh = (rng.normal(0, 1, (600, 32)) for _ in range(3))
+    copies = train[:60] + rng.normal(0, 0.1, (60, 32))
 
-    assert nearest_ratio(copies, train, held) < COPY_RATIO
-    assert nearest_ratio(fresh, train, held[:40]) == pytest.approx(1, abs=0.05)
+    for few in (
+        600,
+        60,
+        12,
+    ):  # of train a part as small as the held-out set would seldom hold what was copied
+        assert nearest_ratio(copies, train, held[:few]) < 0.1 < COPY_RATIO
+        assert nearest_ratio(fresh, train, held[:few]) == pytest.approx(1, abs=0.15)
     assert math.isnan(nearest_ratio(fresh, train, held[:0]))
 
 
@@ -95,6 +100,7 @@ def test_a_defect_on_other_steel_is_the_same_residual_and_another_crop():
 
     assert on_others[0] > 0.98 and of_crops[0] < 0.8 and shorter[0] < 0.8
     assert not residual_of(first, inside & False, box).any()
+    assert np.isfinite(residual_of(first, inside | True, (0, 0, 64, 64))).all()  # no steel around it
 
 
 def test_a_mark_within_the_box_of_a_longer_one_is_no_part_of_it():
@@ -142,7 +148,7 @@ def test_a_label_wider_than_its_defect_is_found_and_one_that_fits_is_1():
     assert area_ratio(image * 0 + 0.5, fits, fits & False) == 1  # no contrast: nothing is said
 
 
-def test_easy_samples_are_half_of_what_is_kept_at_most():
+def test_easy_samples_are_half_of_what_nothing_else_drops_at_most():
     def one(name, agreement, dropped=""):
         return Judged(name, dropped, 1.0, 1.0, agreement, (0, 0, 1, 1))
 
@@ -151,7 +157,8 @@ def test_easy_samples_are_half_of_what_is_kept_at_most():
     kept = [sample.image for sample in _few_easy([*judged, one("c", 0.0, "segmenter does not see it")])]
     dropped = {sample.image: sample.dropped for sample in _few_easy(judged)}
     assert len(kept) == 8
-    assert [name for name, why in dropped.items() if why] == ["easy-2", "easy-3", "easy-4"]
+    assert [name for name, why in dropped.items() if why] == ["easy-4"]
+    assert sum(bool(sample.dropped) for sample in _few_easy(judged[:5])) == 2  # also where none is hard
     unjudged = [one(str(i), math.nan) for i in range(4)]
     assert _few_easy(unjudged) == unjudged
 

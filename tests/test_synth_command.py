@@ -7,10 +7,12 @@ import sys
 import time
 from inspect import signature
 
+import numpy as np
 import pytest
 import zarr
 from PIL import Image
 from rollsight.inspect.errors import UserError
+from rollsight.inspect.rolls import LabelWriter
 from rollsight.jobs.cli import app
 from rollsight.jobs.commands.synth import prove
 from rollsight.synth.proof import Plan
@@ -109,6 +111,10 @@ def test_a_set_that_is_told_to_stop_leaves_nothing_behind(few_scenes, fitted, tm
             "1 synthetic crops beside 10 real ones, from 2 sets: give 0.2 or more",
         ),
         (("fit", "scratch", "--name", "a/b"), "generator name 'a/b' is not usable"),
+        (
+            ("fit", "roll mark"),
+            "generator name 'roll mark' is not usable: .*: give the generator another --name",
+        ),
         (("fit", "scratch", "--contrast-weight", "inf"), "contrast_weight is inf: a weight is a number"),
         (("prove", "scratch", "--arms", "real,magic", "--out", "proof"), "arm 'magic': it must be one of"),
     ],
@@ -158,16 +164,49 @@ def test_a_proof_without_val_asks_for_the_ratio(few_scenes, tmp_path):
 
 
 def test_where_nothing_can_be_written_is_said_before_hours_of_work(few_scenes, tmp_path):
-    (tmp_path / "made").mkdir()
     (tmp_path / "file").touch()
+    check = ("synth", "check", tmp_path / "made", "--labels", few_scenes)
     with pytest.raises(UserError, match=f"--page {tmp_path}: it cannot be written there"):
-        inspect("synth", "check", tmp_path / "made", "--labels", few_scenes, "--page", tmp_path)
-    with pytest.raises(FileExistsError):  # a line and code 3 (test_cli)
-        page = tmp_path / "file" / "page.html"
-        inspect("synth", "check", tmp_path / "made", "--labels", few_scenes, "--page", page)
+        inspect(*check, "--page", tmp_path)
+    with pytest.raises(UserError, match=r"--page .*page.html: it cannot be written there"):
+        inspect(*check, "--page", tmp_path / "file" / "page.html")
+    with pytest.raises(UserError, match=r"--keep .*kept: it cannot be written there"):
+        inspect(*check, "--keep", tmp_path / "file" / "kept")
+    with pytest.raises(UserError, match="this is no folder made by `inspect synth make`"):
+        inspect(*check, "--page", tmp_path / "pages" / "page.html")
+    assert not (tmp_path / "pages").exists()
     with pytest.raises(NotADirectoryError):
         asked = ("--labels", few_scenes, "--k", 2, "--ratio", 0.5)
         inspect("synth", "prove", "scratch", *asked, "--out", tmp_path / "file")
+
+
+def test_in_the_wrong_folder_no_plant_is_made(few_scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no plant folder at plant") as refused:
+        inspect("synth", "make", "scratch", "--backgrounds", few_scenes, "--out", tmp_path / "made")
+    assert refused.value.exit_code == 78 and not list(tmp_path.iterdir())
+
+
+def test_a_set_is_made_again_though_its_roll_was_scanned_since(fitted, tmp_path, capsys):
+    inspect("simulate", "S-1", "--length-m", 1, "--width-px", 256, "--seed", 6, "--home", fitted)
+    roll = fitted / "rolls" / "S-1.zarr"
+    shutil.rmtree(roll / "labels")
+    sets = (("--backgrounds", roll, "--out", tmp_path / "made"), ("--into", "S-1", "--as", "S-2"))
+    for options in sets:
+        inspect("synth", "make", "scratch", "-n", 2, *options, "--home", fitted)
+
+    found = LabelWriter.create(roll, "run-1", ("x",), lines=1000, width=256, shard_lines=4096)
+    found.write(0, np.ones((1000, 256), dtype=np.uint8))
+    found.close()
+
+    for options in sets:
+        capsys.readouterr()
+        inspect("synth", "make", "scratch", "--only", 1, *options, "--home", fitted, "--json")
+        assert json.loads(capsys.readouterr().out)["same"] is True
+    card = tmp_path / "made" / "dataset.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "masks": {"S-1": "run-0"}}))
+    with pytest.raises(UserError, match="roll S-1: its mask run-0, by which its steel was chosen, is gone"):
+        inspect("synth", "make", "scratch", "--only", 1, *sets[0], "--home", fitted)
 
 
 def test_without_backgrounds_nothing_is_made(fitted, tmp_path):

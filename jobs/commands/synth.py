@@ -94,6 +94,10 @@ def fit(
         raise UserError("--from-scratch and --init contradict each other: give one of them", USAGE)
     torch.set_num_threads(threads or slots())
     plant = open_plant(home)
+    try:
+        folder = plant.generator_path(name or defect_class)
+    except UserError as fault:
+        raise UserError(f"{fault}: give the generator another --name", USAGE) from None
     recipe = replace(
         PRESETS[preset], whole=whole, per_pixel=per_pixel, contrast_weight=contrast_weight, seed=seed
     )
@@ -136,7 +140,7 @@ def fit(
 
         generator = fit_generator(
             found,
-            plant.generator_path(name or defect_class),
+            folder,
             recipe,
             backgrounds=steel,
             init=begun,
@@ -282,15 +286,21 @@ def check(
     from rollsight.jobs import console
     from rollsight.jobs.cluster import slots
     from rollsight.synth.check_page import told, write_page
+    from rollsight.synth.data_card import checked_card, open_provenance
     from rollsight.synth.realism import check_set, write_kept
 
     if keep is not None and keep.exists():
         raise UserError(f"{keep} is there already: give the name of a new folder", USAGE)
     folder = made.resolve()  # "." has no name
     page = page or folder.with_name(f"{folder.name}.check.html")
+    for option, path in (("--page", page), ("--keep", keep)):  # said before the segmenters are trained
+        if path is None:
+            continue
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UserError(f"{option} {path}: it cannot be written there: give a place of yours", USAGE)
+    checked_card(made, open_provenance(made), {})
     page.parent.mkdir(parents=True, exist_ok=True)
-    if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
-        raise UserError(f"--page {page}: it cannot be written there: give a file in a folder of yours", USAGE)
     torch.set_num_threads(threads or slots())
     with (
         tempfile.TemporaryDirectory() as run,

@@ -93,7 +93,7 @@ def make(
             raise UserError(f"{name} goes with {'--into' if into is None else '--out'} only", USAGE)
     if n is not None and per_m is not None:
         raise UserError("-n with --per-m: take one of them", USAGE)
-    plant = open_plant(home)
+    plant = open_plant(home, standing=True)
     made_by = open_generator(plant.generator_path(generator))
     order = Order(seed, method, marks or MOST_MARKS, Density(place, lane, pitch_px), outlines, variety)
     if out is not None:
@@ -128,10 +128,12 @@ def _make_folder(
     from rollsight.jobs import console
     from rollsight.synth.backgrounds import open_backgrounds
     from rollsight.synth.compose import make_data, make_sample
+    from rollsight.synth.data_card import made_by_masks
     from rollsight.synth.realism import sample_digest
 
     paths, mm = steel
-    grounds = open_backgrounds(paths, made_by.card.data_classes, made_by.card.held_groups, mm)
+    masks = None if only is None else made_by_masks(out)
+    grounds = open_backgrounds(paths, made_by.card.data_classes, made_by.card.held_groups, mm, masks)
     if only is not None:
         known = _known_line(out, only)
         again = make_sample(made_by, grounds, order, only).provenance["sha256"]
@@ -163,11 +165,14 @@ def _make_roll(
     """count: how many defects, or as a float how many per metre."""
     from rollsight.jobs import console
     from rollsight.synth.compose import Rejected
+    from rollsight.synth.data_card import made_by_masks
     from rollsight.synth.new_defect import defects_per_m, open_field, remake_defect
     from rollsight.synth.planting import is_on, plant_roll
 
     into, new_roll = rolls
-    field, path = open_field(made_by, plant.roll(into), order), plant.roll_path(new_roll)
+    path = plant.roll_path(new_roll)
+    masks = None if only is None else made_by_masks(path)
+    field = open_field(made_by, plant.roll(into), order, masks)
     n = count if isinstance(count, int) else defects_per_m(field.roll, count)
     if only is not None:
         known = _known_line(path, only, new_roll)
