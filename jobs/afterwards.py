@@ -13,21 +13,22 @@ from rollsight.inspect.errors import UserError
 from rollsight.jobs import alerts
 from rollsight.jobs.ledger.database import LedgerAwayError
 from rollsight.jobs.ledger.events import add_event
-from rollsight.jobs.ledger.schema import Event, Run, Slot
+from rollsight.jobs.ledger.schema import Event
 from rollsight.jobs.sites import Site, open_site
 from rollsight.jobs.stopping import is_stop
-from sqlalchemy import func, select, text
+from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
 
 EVERY_S = 20.0
 RETAIN_BEGUN, RETAINED, PAGE_MADE = "retention.begun", "retention.ran", "page.made"  # events
 RETAIN_EVERY = timedelta(days=1)
 RETAIN_CLAIMED = timedelta(hours=1)  # nobody else begins for so long; after a fault it is tried again then
+TOLD = ("slot", "run", "stability", "doctor")  # of whose events the page tells
 PAGE_EVERY = timedelta(minutes=2)  # while the work goes on: a page of 1000 rolls takes a second of a core
 
 
 def follow_up(site: Site, *, at_last: bool = True) -> list[str]:
-    """Send what is due; make the page where a roll or slot ended since; once a day apply `retention:`.
+    """Send what is due; make the page where something happened or a day began; once a day, `retention:`.
 
     at_last: the work is over, so the page is made now, however new it is. Nothing is deleted in a plant whose
     line.yaml says nothing of retention. Returns a line per fault, whatever it is: none of this stops a night
@@ -125,13 +126,21 @@ def _send(site: Site) -> list[str]:
 
 
 def _page(site: Site, *, at_last: bool) -> list[str]:
-    with site.ledger.read() as session:
-        made = session.scalar(select(func.max(Event.at)).where(Event.kind == PAGE_MADE))
-        ends = [session.scalar(select(func.max(table.ended_at))) for table in (Slot, Run)]
-    ended = max((at for at in ends if at is not None), default=None)
     now = site.clock()
+    with site.ledger.read() as session:
+        # The last by its place in the ledger: the time of another may be that of a clock that was ahead.
+        pages = select(Event.id, Event.at).where(Event.kind == PAGE_MADE).order_by(Event.id.desc())
+        page = session.execute(pages.limit(1)).first()
+        key, made = (0, None) if page is None else page
+        told = or_(*(Event.kind.startswith(f"{subject}.") for subject in TOLD))
+        since = Event.id > key  # or while the page was made
+        since = since if made is None else or_(since, Event.at.between(made, now))
+        is_news = session.scalar(select(Event.id).where(since, told).limit(1)) is not None
+    if made is not None:
+        zone = site.line.zone_of(None)
+        is_news |= made > now or made.astimezone(zone).date() < now.astimezone(zone).date()
     soon = made is not None and timedelta(0) <= now - made < PAGE_EVERY and not at_last
-    if ended is not None and (made is None or made <= ended) and not soon:
+    if is_news and not soon:
         from rollsight.jobs.morning_job import make_page
 
         make_page(site)

@@ -7,6 +7,7 @@ because another one failed. A webhook is signed as Standard Webhooks says (stand
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -194,12 +195,16 @@ def send_mail(mail: Mail, message: Message, now: datetime) -> str | None:
         if mail.security == "tls"
         else smtplib.SMTP(mail.host, mail.port, timeout=TIMEOUT_S)
     )
-    with smtp:
+    with contextlib.closing(smtp):
         if mail.security == "starttls":
             smtp.starttls(context=secure)
         if login:
             smtp.login(*login)
         refused = smtp.send_message(made)
+        # The mail is taken, however the server says good-bye (`with smtp` raises at any answer but 221): it
+        # must not be sent again. An SMTPException is an OSError.
+        with contextlib.suppress(OSError):
+            smtp.quit()
     told = [
         f"{address} ({code} {words.decode('utf-8', 'replace')})"
         for address, (code, words) in sorted(refused.items())

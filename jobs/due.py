@@ -18,6 +18,10 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # `closed_at` of a roll whose description is not there
+AGAIN = {  # states of a run that is made due again where its roll is found as it was, and why
+    "replaced": "its model and rules are those that hold once more",
+    "gone": "the roll is there again",
+}
 
 
 def closed_or_never(path: Path) -> datetime:
@@ -157,10 +161,10 @@ def _replace(session: Session, job: Job, now: datetime) -> None:
 
 
 def _known(session: Session, job: Job) -> set[tuple[str, datetime]]:
-    """The rolls that are inspected or on their way; what was replaced is neither."""
+    """The rolls that are inspected or on their way; what was replaced or gone is neither."""
     rows = session.execute(
         select(Run.roll_id, Run.closed_at).where(
-            Run.model_hash == job.model.hash, Run.rules_hash == job.rules_hash, Run.state != "replaced"
+            Run.model_hash == job.model.hash, Run.rules_hash == job.rules_hash, Run.state.not_in(AGAIN)
         )
     )
     return {(roll_id, closed_at) for roll_id, closed_at in rows}
@@ -182,7 +186,7 @@ def _closed(plant: Plant, roll_id: str, closed_at: datetime) -> Found | None:
 def _put(session: Session, job: Job, roll: Found, slot_id: int | None, now: datetime) -> bool:
     """Make the run due unless it is there; with `rescan` once more, unless one still waits.
 
-    One that was replaced is due again: its model and rules are those that hold once more.
+    One that was replaced or gone is due again.
     """
     same = (
         Run.roll_id == roll.roll_id,
@@ -217,11 +221,12 @@ def _put(session: Session, job: Job, roll: Found, slot_id: int | None, now: date
     if inserted(session, Run, row | {"fencing_token": 0}):
         add_event(session, now, "run.made", slot_id=slot_id, roll_id=roll.roll_id)
         return True
-    replaced = (*same, Run.rescan == rescan, Run.state == "replaced")
-    again = update(Run).where(*replaced).values(**row, not_before=None, ended_at=None, error=None)
-    key = session.scalar(again.returning(Run.id))
-    if key is None:
-        return False
-    told = f"{job.model_name} and its rules are these again"
-    add_event(session, now, "run.again", run_key=key, slot_id=slot_id, roll_id=roll.roll_id, detail=told)
-    return True
+    for state, told in AGAIN.items():
+        ended = (*same, Run.rescan == rescan, Run.state == state)
+        again = update(Run).where(*ended).values(**row, not_before=None, ended_at=None, error=None)
+        if (key := session.scalar(again.returning(Run.id))) is not None:
+            add_event(
+                session, now, "run.again", run_key=key, slot_id=slot_id, roll_id=roll.roll_id, detail=told
+            )
+            return True
+    return False

@@ -19,7 +19,8 @@ from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.rolls import write_durably
 from rollsight.jobs import alerts
 from rollsight.jobs.channels import listed
-from rollsight.jobs.ledger.schema import Alert, Band, Hold, Run, Slot, Stability
+from rollsight.jobs.lateness import worst_check
+from rollsight.jobs.ledger.schema import Alert, Band, Hold, Run, Slot
 from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.sites import Site
 from sqlalchemy import func, select
@@ -61,14 +62,12 @@ def families(site: Site) -> Iterator[Family]:
         defects: Counter[str] = Counter()
         for told in session.scalars(select(Run.by_class).where(Run.by_class.is_not(None))):
             defects.update(json.loads(told or "{}"))
-        last = last_success(session)
+        last = last_success(session, now)
         sent = session.scalar(select(func.count()).where(Alert.sent_at.is_not(None)))
         unsent = alerts.overdue(session, now, listed(site.line))
         holds = session.scalar(select(func.count()).select_from(Hold).where(Hold.released_at.is_(None)))
-        checks = session.execute(
-            select(Stability.in_band, Stability.at).order_by(Stability.at.desc()).limit(1)
-        )
-        stable = checks.first()
+        worst = worst_check(site.line, session, now)
+        stable = None if worst is None else (worst[0].in_band, worst[0].at)
     yield _gauge("runs", "Rolls to be inspected or inspected, by state", runs, "state", RUN_STATES)
     yield _gauge("slots", "Moments of jobs, by state", slots, "state", SLOT_STATES)
     lag = 0.0 if oldest is None else (now - oldest).total_seconds()
@@ -85,18 +84,20 @@ def families(site: Site) -> Iterator[Family]:
         found.add_metric((name,), n)
     yield found
     success = GaugeMetricFamily(
-        "rollsight_last_success_timestamp_seconds", "When a job last ended well", labels=("job",)
+        "rollsight_last_success_timestamp_seconds", "When a job last ended well, 0: never", labels=("job",)
     )
-    for job, at in sorted((job, at) for job, at in last.items() if at is not None):
-        success.add_metric((job,), at.timestamp())
+    for job in sorted({entry.name for entry in site.line.jobs} | last.keys()):
+        success.add_metric((job,), last[job].timestamp() if job in last else 0)
     yield success
     yield GaugeMetricFamily("rollsight_alerts_waiting", "Alerts that should have gone out", value=unsent)
     yield CounterMetricFamily("rollsight_alerts_sent", "Alerts that went out", value=float(sent or 0))
     yield GaugeMetricFamily("rollsight_rolls_on_hold", "Rolls of which nothing is deleted", value=holds or 0)
     if stable is not None:
-        yield GaugeMetricFamily("rollsight_stability_in_band", "1: the last check was", value=int(stable[0]))
         yield GaugeMetricFamily(
-            "rollsight_stability_timestamp_seconds", "When it was checked", value=stable[1].timestamp()
+            "rollsight_stability_in_band", "1: the last checks were", value=int(stable[0])
+        )
+        yield GaugeMetricFamily(
+            "rollsight_stability_timestamp_seconds", "When the worst of them was", value=stable[1].timestamp()
         )
     disk = shutil.disk_usage(site.plant.home)
     yield GaugeMetricFamily("rollsight_disk_free_bytes", "Free on the disk of the plant", value=disk.free)

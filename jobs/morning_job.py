@@ -19,6 +19,7 @@ from rollsight.inspect.report.morning import (
     RollLine,
     Scores,
     Stability,
+    Trouble,
     write_morning,
 )
 from rollsight.inspect.rolls import write_durably
@@ -26,17 +27,22 @@ from rollsight.inspect.trends import SCORE_BINS
 from rollsight.jobs import alerts
 from rollsight.jobs.channels import listed
 from rollsight.jobs.due import NEVER
+from rollsight.jobs.lateness import late_since, missed, worst_check
 from rollsight.jobs.ledger import schema
-from rollsight.jobs.ledger.schema import Alert, Run
+from rollsight.jobs.ledger.schema import Alert, Event, Run, Slot
 from rollsight.jobs.ledger.success import last_success
+from rollsight.jobs.schedule import LATE_H, moments
 from rollsight.jobs.sites import Site
-from sqlalchemy import or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 NIGHTS = 30
 SINCE_H = 24.0
+OLD_H = 26.0  # after it a page is old: a night and what it may be late by
 PAGE = "index.html"
 SCORES_FILE = ".scores.json"  # histograms of runs in the window, so that each table is read once
+
+UNDONE = ("failed", "dead", "skipped", "partial", "retry")  # of a slot: a person may have to see to it
 
 Histograms = dict[str, list[int]]  # class -> (SCORE_BINS,) counts
 
@@ -54,14 +60,16 @@ def gather(site: Site, *, since_h: float = SINCE_H) -> Morning:
         recent = or_(
             Run.ended_at >= first, Run.closed_at >= first, Run.state.in_(("due", "running", "retry"))
         )
-        runs = newest(session.scalars(select(Run).where(recent).order_by(Run.id)))
+        # A run that was replaced is due anew under another row, or wanted no more.
+        runs = newest(session.scalars(select(Run).where(recent, Run.state != "replaced").order_by(Run.id)))
         gone = session.scalars(
             select(Alert).where(
                 Alert.kind == "missing", Alert.created_at >= since, Alert.roll_id.is_not(None)
             )
         ).all()
-        stability = _stability(site, session, zone)
-        jobs = _last_success(site, session, zone)
+        stability = _stability(site, session, now, since, zone)
+        jobs = _last_success(site, session, now, zone)
+        troubles = _troubles(site, session, now, since, zone)
         channels = listed(site.line)
         waiting = alerts.overdue(session, now, channels) if channels.all else None
         session.expunge_all()
@@ -88,6 +96,8 @@ def gather(site: Site, *, since_h: float = SINCE_H) -> Morning:
         model=next((run.model for run in judged), None),
         jobs=jobs,
         alerts_waiting=waiting,
+        troubles=troubles,
+        old_at=_old_at(site, now),
     )
 
 
@@ -253,13 +263,14 @@ def _kept(path: Path) -> dict[str, Histograms]:
     return {}
 
 
-def _stability(site: Site, session: Session, zone: tzinfo) -> Stability | None:
-    """The last check on the reference strip with its past, or why there was none."""
-    row = session.scalars(select(schema.Stability).order_by(schema.Stability.at.desc()).limit(1)).first()
-    alert = session.scalars(
-        select(Alert).where(Alert.kind == "stability").order_by(Alert.created_at.desc()).limit(1)
-    ).first()
-    if alert is not None and (row is None or alert.created_at > row.at):
+def _stability(
+    site: Site, session: Session, now: datetime, since: datetime, zone: tzinfo
+) -> Stability | None:
+    """The worst of the last checks on the reference strip with its past, or why there was none."""
+    worst = worst_check(site.line, session, now, now - since)
+    row, is_old = (None, False) if worst is None else worst
+    alert = _unchecked(site, session, now)
+    if alert is not None and (row is None or row.in_band or alert.created_at > row.at):
         model = "" if row is None else row.model
         at = alert.created_at.astimezone(zone)
         return Stability(site.line.stability.roll, at, model, False, (), f"{alert.subject}: {alert.body}")
@@ -277,10 +288,87 @@ def _stability(site: Site, session: Session, zone: tzinfo) -> Stability | None:
             low, high = bands[what].get(name, (0.0, 0.0))
             history = tuple(float(told[name]) for told in values if name in told)
             checks.append(Check(name, said, float(value), float(low), float(high), history))
-    return Stability(row.roll_id, row.at.astimezone(zone), row.model, row.is_baseline, tuple(checks))
+    at = row.at.astimezone(zone)
+    return Stability(row.roll_id, at, row.model, row.is_baseline, tuple(checks), is_old=is_old)
 
 
-def _last_success(site: Site, session: Session, zone: tzinfo) -> tuple[tuple[str, datetime | None], ...]:
-    last = last_success(session)
+def _unchecked(site: Site, session: Session, now: datetime) -> Alert | None:
+    """The alert of the last check that could not be made, unless its job made one since.
+
+    Where no job of line.yaml tried it, such as a night by hand, any check since counts.
+    """
+    check = schema.Stability
+    names = [job.name for job in site.line.jobs]
+    # The alert of a check that was made, and was out of band, is as old as the check.
+    of_check = select(check.id).where(check.at == Alert.created_at).exists()
+    failed = (Alert.kind == "stability", Alert.created_at >= now - timedelta(days=NIGHTS), ~of_check)
+    for alert in session.scalars(select(Alert).where(*failed).order_by(Alert.created_at.desc())):
+        since = select(check.id).where(check.at > alert.created_at)
+        if (slot := alert.dedupe_key.removeprefix("stability:")).isdecimal():
+            job = session.scalar(select(Slot.job).where(Slot.id == int(slot), Slot.job.in_(names)))
+            if job is not None:
+                since = since.join(Slot, Slot.id == check.slot_id).where(Slot.job == job)
+        if session.scalar(since.limit(1)) is None:
+            return alert
+    return None
+
+
+def _troubles(
+    site: Site, session: Session, now: datetime, since: datetime, zone: tzinfo
+) -> tuple[Trouble, ...]:
+    """What jobs did not do: late ones, moments not begun, slots of the night that did not end well."""
+    last = last_success(session, now)
+    told = []
+    for job in site.line.jobs:
+        if (late := late_since(site, session, job, now)) is not None:
+            hours = site.line.late_after(job).total_seconds() / 3600
+            why = "no success since" if job.name in last else "it never succeeded"
+            told.append(Trouble(job.name, "late", late.astimezone(zone), f"{why}; late after {hours:g} h"))
+        if (moment := missed(site, session, job, now)) is not None:
+            why = "no tick made it due: is `inspect jobs run`, or what ticks in its place, at work?"
+            told.append(Trouble(job.name, "missed", moment.astimezone(zone), why))
+    undone: defaultdict[tuple[str, str], list[Slot]] = defaultdict(list)
+    for slot in _undone(site, session, now, since):
+        undone[slot.job, slot.state].append(slot)
+    for (name, state), slots in undone.items():
+        why = slots[-1].error or "no reason is told"
+        if state == "retry" and (again := slots[-1].not_before) is not None:
+            why += f"; tried again at {again.astimezone(zone):%a %H:%M}"
+        if len(slots) > 1:
+            why += f"; {len(slots) - 1} more since {slots[0].scheduled_for.astimezone(zone):%a %d %b %H:%M}"
+        told.append(Trouble(name, state, slots[-1].scheduled_for.astimezone(zone), why))
+    return tuple(told)
+
+
+def _undone(site: Site, session: Session, now: datetime, since: datetime) -> list[Slot]:
+    """Slots that did not end well since, or wait; not those that a later one of their job made good."""
+    happened = select(Event.slot_id).where(
+        Event.at >= since, Event.kind.in_([f"slot.{state}" for state in UNDONE])
+    )
+    # Of a job that no file names, such as a night by hand, nobody may come back to what waits.
+    waits = and_(Slot.state == "retry", Slot.job.in_([job.name for job in site.line.jobs]))
+    lately = or_(Slot.ended_at >= since, Slot.created_at >= since, Slot.id.in_(happened), waits)
+    well = (Slot.state == "done", Slot.scheduled_for <= now)  # a clock that was ahead made good nothing since
+    last = select(Slot.job, func.max(Slot.scheduled_for)).where(*well).group_by(Slot.job)
+    made_good = dict(session.execute(last).all())
+    slots = session.scalars(
+        select(Slot).where(Slot.state.in_(UNDONE), lately).order_by(Slot.scheduled_for, Slot.id)
+    )
+    return [slot for slot in slots if slot.job not in made_good or made_good[slot.job] < slot.scheduled_for]
+
+
+def _old_at(site: Site, now: datetime) -> datetime:
+    """When this page should have made place: after a day, or where a moment passes and it is still there."""
+    old = now + timedelta(hours=OLD_H)
+    for job in site.line.jobs:
+        upcoming = next(moments(job, site.line.zone_of(job), now, old), None)
+        old = old if upcoming is None else min(old, upcoming + timedelta(hours=LATE_H))
+    return old
+
+
+def _last_success(
+    site: Site, session: Session, now: datetime, zone: tzinfo
+) -> tuple[tuple[str, datetime | None], ...]:
+    last = last_success(session, now)
     names = [job.name for job in site.line.jobs] or sorted(last)
     return tuple((name, last[name].astimezone(zone) if name in last else None) for name in names)

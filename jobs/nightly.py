@@ -34,6 +34,7 @@ from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.heartbeat import Heartbeat
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Run, Slot
+from rollsight.jobs.ledger.success import first_seen, last_success
 from rollsight.jobs.live_job import LIVE_TABLE
 from rollsight.jobs.night_file import report_of, write_night
 from rollsight.jobs.roll_end import roll_done, roll_failed, roll_gone
@@ -49,6 +50,7 @@ from sqlalchemy.orm import Session
 OPEN = ("due", "running", "retry")
 MAX_ERROR = 2000  # characters of a fault that the ledger keeps
 NAMED = 5  # missing rolls in the line of a night; the others are counted
+DEADLINE = "the deadline"  # what a night tells begins so where it was cut short by that
 DISK_RETRY = timedelta(minutes=30)
 
 OnBand = Callable[[int, int], None]
@@ -68,12 +70,17 @@ class Night:
 def open_job(site: Site, entry: Entry | None, **asked: Any) -> Job:
     """The job of an entry of line.yaml with its model and rules; UserError 78 where one is missing.
 
-    asked: of a job by hand, the fields of `Job` with `model` and `rules` as names.
+    asked: of a job by hand, the fields of `Job` with `model` and `rules` as names. What was closed since the
+    last success is as late as what was closed just now: an outage takes no roll from `closed_within_h`.
     """
     if entry is not None:
         rolls = () if entry.rolls == "due" else entry.rolls
-        within = entry.closed_within_h
-        since = None if within is None else site.clock() - timedelta(hours=within)
+        since = None
+        if entry.closed_within_h is not None:
+            now = site.clock()
+            with site.ledger.read() as session:
+                worked = last_success(session, now).get(entry.name) or first_seen(session, entry.name, now)
+            since = (worked or now) - timedelta(hours=entry.closed_within_h)
         asked = {
             "name": entry.name,
             "model": entry.model,
@@ -109,8 +116,8 @@ def run_night(
     on_roll: told of each roll as it begins, gives its on_band. until: after it no further roll is begun.
     early: retries whose time has not come are taken too. with_reference: the reference strip is checked
     first. One bad roll never stops the others. Raises LeaseLostError where another process took the slot
-    over, and StoppedError at SIGTERM, with the leases given back; UserError 75 where the ledger stays away,
-    78 where the set-up is at fault.
+    over, and StoppedError at SIGTERM, with the leases given back; UserError 75 where the ledger stays away or
+    all rolls are, 78 where the set-up is at fault.
     """
     with site.ledger.read() as session:
         row = session.get_one(Slot, slot.id)
@@ -121,7 +128,7 @@ def run_night(
         with ExitStack() as stack:
             executor = stack.enter_context(open_executor(workers=job.workers))
             beat = stack.enter_context(Heartbeat(site.ledger, site.clock, slot))
-            if with_reference:
+            if with_reference and short_of_disk(site) is None:
                 check_stability(site, job, slot.id, executor, beat.check)
             due = find_due(site, job, slot.id, day)
             short = _work(site, job, slot, executor, beat, held, on_roll, until, early, scan)
@@ -163,14 +170,14 @@ def _work(
     tried: set[int] = set()  # of this night: a retry by hand does not try the same roll for ever
     while True:
         beat.check()
-        if until is not None and site.clock() > until:
-            return f"the deadline {until:%H:%M} UTC has come: what is left is due next time"
         if (short := short_of_disk(site)) is not None:
             return short
         with site.ledger.read() as session:
             mine = [key for key in candidates(session, job) if key not in tried]
         if not mine:
             return None
+        if until is not None and site.clock() > until:
+            return f"{DEADLINE} {until:%H:%M} UTC has come: what is left is due next time"
 
         def take(session: Session, keys: list[int] = mine) -> tuple[Lease, Run] | None:
             row = claim(session, Run, site.clock(), site.owner, where=(Run.id.in_(keys),), early=early)
@@ -215,9 +222,14 @@ def _inspect(
     place: tuple[int, int],
     scan: Callable[..., Scan],
 ) -> None:
-    """One roll, to its end in the ledger. A fault of the roll is written there, not raised."""
+    """One roll, to its end in the ledger. A fault of the roll is written there, not raised.
+
+    UserError 78 where the set-up is at fault, 75 where no roll is there at all: this one is not to blame.
+    """
     path = site.plant.roll_path(row.roll_id)
     if not path.is_dir():
+        if (away := rolls_away(site)) is not None:
+            raise UserError(away, LOCKED)
         site.ledger.keep(lambda session: roll_gone(site, session, row, lease))
         return
     closed_at = closed_or_never(path)
@@ -245,6 +257,8 @@ def _inspect(
         planned = plan_roll(site.plant, roll, job.model, executor)
     except Exception as fault:  # whatever it is, the other rolls are inspected
         error, code = told_of(fault)
+        if code == CONFIG and not unreadable:  # the set-up is at fault: so it would be for every roll
+            raise
     else:
         plan, folder = planned.plan, site.relative(planned.folder)
         facts = {"run_id": plan.run_id, "folder": folder, "code": plan.code}
@@ -258,6 +272,8 @@ def _inspect(
             return
         except Exception as fault:
             error, code = told_of(fault)
+            if code == CONFIG:  # a worker of another version, a model that is another now
+                raise
         else:
             (done.folder / LIVE_TABLE).unlink(missing_ok=True)  # of a roll that was scanned while it grew
             site.ledger.keep(lambda session: roll_done(site, session, row, lease, done))
@@ -297,6 +313,20 @@ def short_of_disk(site: Site) -> str | None:
     return told
 
 
+def rolls_away(site: Site) -> str | None:
+    """Why no roll may be begun where none is there, though some are due; told once a day.
+
+    Their disk is not mounted, most likely: what is due stays due.
+    """
+    if site.plant.roll_ids():
+        return None
+    now = site.clock()
+    told = f"rolls are due, and none is in {site.plant.rolls}: check whether its disk is mounted"
+    key = f"missing:rolls:{now:%Y-%m-%d}"
+    site.ledger.keep(lambda session: put_alert(session, now, key, "missing", told))
+    return told
+
+
 def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | None) -> Night:
     """End the slot by what the ledger says of its rolls, and write night.json."""
 
@@ -312,7 +342,7 @@ def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | 
         ended.clear()
         ended.update(mine)
         bad = mine["failed"] + mine["dead"] + mine["gone"] + len(due.missing)
-        if short is not None and "deadline" not in short:
+        if short is not None and not short.startswith(DEADLINE):
             finish(
                 session,
                 slot,
@@ -340,8 +370,23 @@ def _end(site: Site, job: Job, slot: Lease, due: Due, report: str, short: str | 
             )
             return PARTIAL
         bad += len(waits)
-        if short is not None or bad:
-            told = short or f"{bad} rolls are not inspected"
+        if short is not None:
+            row = session.get_one(Slot, slot.id)
+            put_alert(
+                session,
+                now,
+                f"late:slot:{slot.id}",
+                "late",
+                f"job {row.job} of {row.scheduled_for:%Y-%m-%d %H:%M} UTC: {len(left)} rolls are left at its "
+                "deadline",
+                f"{short[0].upper()}{short[1:]}.",
+            )
+            # A night that ended no roll is no success to go by.
+            at = now if mine.keys() - set(OPEN) else row.ended_at
+            finish(session, slot, now, "partial", ended_at=at, error=short, exit_code=PARTIAL)
+            return PARTIAL
+        if bad:
+            told = f"{bad} rolls are not inspected"
             finish(session, slot, now, "partial", error=told, exit_code=PARTIAL)
             return PARTIAL
         finish(session, slot, now, "done", error=None, exit_code=0)

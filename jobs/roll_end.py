@@ -60,13 +60,23 @@ def roll_failed(
     code: int,
     unreadable: bool,
 ) -> None:
-    """It was not inspected: a retry or its end, the bands it has; an alert where it cannot be read."""
+    """It was not inspected: a retry or its end, the bands it has; an alert where no retry helps it."""
     now = site.clock()
-    fail(session, lease, now, error, code, site.draw)
+    state = fail(session, lease, now, error, code, site.draw)
     if folder is not None:
         record_bands(session, folder, row.roll_id, now)
     if unreadable:
         key = f"unreadable:{row.roll_id}:{row.closed_at.isoformat()}"
         put_alert(
             session, now, key, "unreadable", f"roll {row.roll_id} cannot be read", error, roll_id=row.roll_id
+        )
+    if state == "failed":
+        put_alert(
+            session,
+            now,
+            f"dead:run:{lease.id}:{lease.token}",
+            "dead",
+            f"roll {row.roll_id}: given up, no retry helps",
+            f"It ended with: {error}\nWhen the cause is gone: inspect jobs retry {row.roll_id}",
+            roll_id=row.roll_id,
         )

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.plant import Plant, open_plant
 from rollsight.jobs.ledger.claims import this_process
 from rollsight.jobs.ledger.database import Ledger, open_ledger
-from rollsight.jobs.schedule import LineFile, read_line
+from rollsight.jobs.schedule import LINE_FILE, LineFile, read_line
 
 Clock = Callable[[], datetime]
 
@@ -36,7 +37,17 @@ class Site:
 
 
 def open_site(home: Path | None = None, ledger: str | None = None, *, standing: bool = True) -> Site:
-    """The plant with its ledger and line.yaml; UserError as open_plant, open_ledger and read_line."""
+    """The plant with its ledger and line.yaml; UserError as open_plant, open_ledger and read_line.
+
+    With `standing`, 78 too for a folder without rolls and line.yaml: where the plant's disk is not mounted, a
+    new ledger would say that nothing was due.
+    """
     plant = open_plant(home, standing=standing)
+    if standing and not any((plant.home / name).exists() for name in ("rolls", LINE_FILE)):
+        raise UserError(
+            f"{plant.home} holds neither rolls nor {LINE_FILE}: check whether its disk is mounted, or name "
+            "the plant folder with --home",
+            CONFIG,
+        )
     line = read_line(plant)
     return Site(plant, open_ledger(ledger, plant, configured=line.ledger), line)

@@ -21,6 +21,8 @@ from rollsight.inspect.roll_format import SUFFIX
 from rollsight.inspect.rolls import Roll, open_roll, write_durably
 from rollsight.jobs.cluster import Executor
 from rollsight.jobs.due import Job
+from rollsight.jobs.ledger.claims import LeaseLostError
+from rollsight.jobs.ledger.database import LedgerAwayError
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Slot, Stability
@@ -57,8 +59,9 @@ def check_stability(
     """Scan the reference strip and hold it against its band; None where the plant has no strip.
 
     The result goes to stability.json beside night.json and into the ledger, with an alert where a figure is
-    out of its band, and once where line.yaml says `stability:` and there is no strip. A night that is taken
-    up again after a kill does not check twice. UserError 78 where the strip is required and not there.
+    out of its band or the check fails, and once where line.yaml says `stability:` and there is no strip. A
+    night that is taken up again after a kill does not check twice. UserError 78 where the strip is required
+    and not there or the bands cannot be read, 75 where the ledger stays away; LeaseLostError of `check`.
     """
     path = reference_path(site.plant, site.line)
     if not path.is_dir():
@@ -75,17 +78,20 @@ def check_stability(
             return None
         report = session.get_one(Slot, slot_id).report
     assert report is not None, "run_night notes it first"
+    read_bands(site.plant.home / BANDS_FILE)  # a person's mistake is told before the strip is scanned
     try:
         found = measure(site.plant, open_roll(path), job, executor, check)
-    except UserError as fault:  # the night goes on: the rolls may be well
-        error, now = str(fault), site.clock()
-        subject = "the reference strip cannot be scanned"
+        told = site.ledger.keep(lambda session: judge(site, session, job, path.stem, found, slot_id))
+    except (LeaseLostError, LedgerAwayError):
+        raise
+    except Exception as fault:  # whatever it is, the night goes on: the rolls may be well
+        error = str(fault) if isinstance(fault, UserError) else f"{type(fault).__name__}: {fault}"
+        error, now = " ".join(error.split()), site.clock()
+        subject = "the reference strip cannot be checked"
         site.ledger.keep(
             lambda session: put_alert(session, now, f"stability:{slot_id}", "stability", subject, error)
         )
-        told: dict[str, Any] = {"at": now.isoformat(), "in_band": False, "out": [f"{subject}: {error}"]}
-    else:
-        told = site.ledger.keep(lambda session: judge(site, session, job, path.stem, found, slot_id))
+        told = {"at": now.isoformat(), "in_band": False, "out": [f"{subject}: {error}"]}
     folder = (site.plant.home / report).parent
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / STABILITY_FILE, json.dumps(told, indent=1).encode())

@@ -10,8 +10,9 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.roll_state import strip_at
 from rollsight.jobs import alerts
 from rollsight.jobs.channels import listed
+from rollsight.jobs.lateness import late_since, worst_check
 from rollsight.jobs.ledger.bands import receipts_in
-from rollsight.jobs.ledger.schema import Run, Slot, Stability
+from rollsight.jobs.ledger.schema import Run, Slot
 from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.schedule import moments
 from rollsight.jobs.sites import Site
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-GIVEN_UP = ("failed", "dead")
+GIVEN_UP = ("failed", "dead", "gone")
 OPEN = ("due", "running", "retry")
 MAX_LISTED = 20  # of each kind on a terminal; JSON has all
 
@@ -39,7 +40,6 @@ def status(site: Site) -> dict[str, Any]:
         lost = session.scalars(
             select(Run).where(Run.state.in_(GIVEN_UP)).order_by(Run.ended_at.desc(), Run.id.desc())
         ).all()
-        stable = session.scalars(select(Stability).order_by(Stability.at.desc()).limit(1)).first()
         unsent = alerts.waiting(session, now)
         told: dict[str, Any] = {
             "at": now.isoformat(),
@@ -56,9 +56,7 @@ def status(site: Site) -> dict[str, Any]:
                 "overdue": alerts.overdue(session, now, listed(site.line)),
                 "last_error": next((row.last_error for row in reversed(unsent) if row.last_error), None),
             },
-            "stability": None
-            if stable is None
-            else {"at": stable.at.isoformat(), "in_band": stable.in_band, "model": stable.model},
+            "stability": _stability(site, session, now),
             "disk_free_gb": round(shutil.disk_usage(site.plant.home).free / 1e9, 1),
             "disk_reserve_gb": site.line.disk_reserve_gb,
         }
@@ -115,10 +113,11 @@ def tables(told: dict[str, Any]) -> "RenderableType":
         parts.append(line.append(f": {told['alerts']['last_error']}" if told["alerts"]["last_error"] else ""))
     stable = told["stability"]
     if stable is not None:
-        said = Text(
-            "in band" if stable["in_band"] else "out of band", "" if stable["in_band"] else "bold red"
+        well = "not checked since" if stable["old"] else "in band,"
+        said = Text(well) if stable["in_band"] else Text("out of band,", "bold red")
+        parts.append(
+            Text.assemble(("Stability: ", "bold"), said, f" {short(stable['at'])}, model {stable['model']}")
         )
-        parts.append(Text.assemble(("Stability: ", "bold"), said, f", {short(stable['at'])}"))
     return Group(*parts)
 
 
@@ -164,9 +163,17 @@ def _slot(slot: Slot) -> dict[str, Any]:
     }
 
 
+def _stability(site: Site, session: Session, now: datetime) -> dict[str, Any] | None:
+    """The worst of the last checks on the reference strip; None where there was none."""
+    if (worst := worst_check(site.line, session, now)) is None:
+        return None
+    check, is_old = worst
+    return {"at": _iso(check.at), "in_band": check.in_band, "model": check.model, "old": is_old}
+
+
 def _jobs(site: Site, session: Session, now: datetime) -> list[dict[str, Any]]:
     """The jobs of line.yaml: last success, next moment, whether one is late."""
-    last = last_success(session)
+    last = last_success(session, now)
     at_work = dict(
         session.execute(select(Slot.job, Slot.state).where(Slot.state.in_(OPEN)).order_by(Slot.id)).all()
     )
@@ -174,14 +181,13 @@ def _jobs(site: Site, session: Session, now: datetime) -> list[dict[str, Any]]:
     for job in site.line.jobs:
         zone = site.line.zone_of(job)
         upcoming = next(moments(job, zone, now, now + timedelta(days=366)), None)
-        success = last.get(job.name)
         told.append(
             {
                 "name": job.name,
-                "last_success": _iso(success),
+                "last_success": _iso(last.get(job.name)),
                 "next": _iso(upcoming),
                 "state": at_work.get(job.name),
-                "late": success is not None and now - success > site.line.late_after(job),
+                "late": late_since(site, session, job, now) is not None,
             }
         )
     return told

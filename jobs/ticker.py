@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from rollsight.inspect.errors import CONFIG, LOCKED, PARTIAL, USAGE, UserError
+from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, PARTIAL, USAGE, UserError
 from rollsight.jobs.due import Job
+from rollsight.jobs.lateness import late_since
 from rollsight.jobs.ledger.claims import Lease as SlotLease
 from rollsight.jobs.ledger.claims import LeaseLostError, claim, fail, finish, lease_of
 from rollsight.jobs.ledger.events import add_event
@@ -228,16 +229,12 @@ def _failed(site: Site, session: Session, lease: SlotLease, told: str, code: int
 
 
 def tell_late(site: Site, session: Session, entry: Scheduled) -> None:
-    """The dead man's switch: an alert where the job had no success for too long, once per last success."""
+    """The dead man's switch: an alert where the job is late, once per last success."""
     now = site.clock()
-    last = last_success(session).get(entry.name)
-    since = last or session.scalar(
-        select(func.min(Event.at)).where(Event.kind == "job.seen", Event.detail == entry.name)
-    )
-    after = site.line.late_after(entry)
-    if since is None or now - since <= after:
+    if (since := late_since(site, session, entry, now)) is None:
         return
-    hours = after.total_seconds() / 3600
+    last = last_success(session, now).get(entry.name)
+    hours = site.line.late_after(entry).total_seconds() / 3600
     put_alert(
         session,
         now,
@@ -321,6 +318,14 @@ def begin_slot(site: Site, entry: Scheduled, at: datetime) -> tuple[SlotLease | 
         return lease_of(taken), "running"
 
     return site.ledger.keep(begin)
+
+
+def ended_with(site: Site, job: str, at: datetime) -> int:
+    """The exit code of a slot that has ended; what its state stands for where none was written."""
+    with site.ledger.read() as session:
+        row = session.scalars(select(Slot).where(Slot.job == job, Slot.scheduled_for == at)).one()
+        by_state = {"done": 0, "partial": PARTIAL, "skipped": PARTIAL}
+        return by_state.get(row.state, FAILED) if row.exit_code is None else row.exit_code
 
 
 def deadline_of(site: Site, slot: SlotLease) -> datetime | None:

@@ -4,11 +4,13 @@ An entry of the folder is a sub-folder of image strips or of a patch export, or 
 sidecar; its name is the roll's id, and `strip.json` or the sidecar tells the rest. It is complete when a
 `.done` file lies in it (beside a raw file: NAME.done), or when nothing in it has changed for a while. What
 was ingested stays where it is: the roll of its name says that it is done, and where retention took the roll
-away, the ledger says so; only an entry that changed since is taken again.
+away, the ledger says so; only an entry that changed since is taken again. Where the roll is still there, a
+person is told of the change: what came late was not inspected.
 """
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rollsight.inspect.errors import LOCKED, USAGE, UserError
+from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
 from rollsight.inspect.ingest import ingest
 from rollsight.inspect.models import CARD
 from rollsight.inspect.promoted import POINTER
@@ -29,15 +31,18 @@ from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Artifact, Event, Run
 from rollsight.jobs.live_job import scan_so_far
-from rollsight.jobs.nightly import OnRoll, candidates, open_job, short_of_disk
+from rollsight.jobs.nightly import OnRoll, candidates, open_job, rolls_away, short_of_disk
 from rollsight.jobs.retention import RAW
 from rollsight.jobs.sites import Site
 from rollsight.jobs.ticker import begin_by_hand, run_slot
+from rollsight.jobs.workers import FULL
 from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
 
 DONE = ".done"
 SIDECAR = ".json"
 SETTLE_S = 30.0
+FULL_S = 60.0  # after a disk was full for an entry none is begun for so long
 INGESTED = "roll.ingested"  # event; detail: {"entry", "look"}
 
 Look = tuple[int, int, int]  # files, bytes, newest change in ns
@@ -57,9 +62,12 @@ class Watched:
 
     looks: dict[str, tuple[Look, float]] = field(default_factory=dict)  # entry -> how it was, since when
     refused: dict[str, Look] = field(default_factory=dict)  # entry -> how it was when it was refused
+    taken: dict[str, tuple[int, ...]] = field(default_factory=dict)  # entry of a roll -> its last `changes`
+    full_until: float = -math.inf  # monotonic: no entry is begun before
     job: Job | None = None  # as it was opened last
+    stuck: Job | None = None  # its set-up failed a night: none is begun until it is opened anew
     opened: Files = field(default_factory=dict)  # how its model's and rules' files were then
-    is_short: bool = False  # of disk, and told
+    is_short: bool = False  # of disk or of rolls, and told
     looked: bool = False  # once at least
     faults: tuple[str, ...] = ()  # of the last look
 
@@ -121,7 +129,8 @@ def look(
     """Look at the folder once: ingest what is complete, and with `job` inspect all that is due then.
 
     live: scans the bands that are there of each roll of the plant that still grows. A bad entry is refused,
-    told once by an alert, and taken up again when it changes. FolderAwayError where there is no such folder.
+    told once by an alert, and taken up again when it changes; one for which the disk has no room waits, as do
+    all others for a minute. FolderAwayError where there is no such folder.
     """
     ingested, refused, waiting = [], [], []
     if not folder.is_dir():
@@ -129,6 +138,9 @@ def look(
     for entry in entries(folder):
         roll_id = entry.stem if entry.is_file() else entry.name
         if is_plain_name(roll_id) and last_written(site.plant.roll_path(roll_id)) is not None:
+            if watched.taken.get(entry.name) != (now_changes := changes(entry)):
+                tell_late_parts(site, entry, roll_id)
+                watched.taken[entry.name] = now_changes
             continue
         if is_plain_name(roll_id) and was_taken(site, entry, roll_id):
             continue
@@ -142,7 +154,10 @@ def look(
         if not is_marked(entry) and (now_look[0] == 0 or monotonic() - since < settle_s):
             waiting.append(printable(entry.name))
             continue
-        how = look_at(entry, content=True)  # what changes under the ingest is taken again, not lost
+        if monotonic() < watched.full_until:
+            waiting.append(printable(entry.name))
+            continue
+        how = look_at(entry, content=True)  # before the ingest: what changes under it is told, not lost
         try:
             take(site, entry, roll_id)
         except UserError as fault:
@@ -150,7 +165,12 @@ def look(
                 waiting.append(printable(entry.name))
                 continue
             told_now = printable(str(fault))
-            _tell(site, entry, now_look, told_now)
+            if is_full(fault):
+                watched.full_until = monotonic() + FULL_S
+                _tell(site, entry, now_look, told_now, "disk", "has no room in the plant, and waits for it")
+                waiting.append(printable(entry.name))
+                continue
+            _tell(site, entry, now_look, told_now, "unreadable", "cannot be ingested")
             watched.refused[entry.name] = now_look
             refused.append((printable(entry.name), told_now))
         else:
@@ -158,13 +178,14 @@ def look(
             ingested.append(roll_id)
     growing = tuple(_scan_growing(site, job, live)) if job is not None and live is not None else ()
     code, told = 0, ""
-    if job is not None and is_due(site, job):
-        if (short := short_of_disk(site)) is not None:
+    if job is not None and job is not watched.stuck and is_due(site, job):
+        if (short := short_of_disk(site) or rolls_away(site)) is not None:
             code, told = LOCKED, "" if watched.is_short else short
         else:
             code, told = run_slot(
                 site, begin_by_hand(site), None, None, job=job, on_roll=on_roll, with_reference=False
             )
+            watched.stuck = job if code == CONFIG else None
         watched.is_short = short is not None
     return Seen(tuple(ingested), tuple(refused), tuple(waiting), growing, code, told)
 
@@ -218,6 +239,28 @@ def look_at(entry: Path, *, content: bool = False) -> Look:
     return count, size, newest
 
 
+def changes(entry: Path) -> tuple[int, ...]:
+    """When, in ns, a file came into the entry or went, as its folders say, or a raw file or sidecar changed.
+
+    A look at no single file of a folder, since there may be thousands of entries whose rolls are there.
+    """
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # someone clears up, or its disk is away: so much for now
+        beside = [entry.with_suffix(SIDECAR)]
+        if entry.is_dir():
+            with os.scandir(entry) as inside:  # it knows folders without a look at each file
+                beside = sorted(Path(item.path) for item in inside if item.is_dir())
+        found += [path.stat().st_mtime_ns for path in (entry, *beside)]
+    return tuple(found)
+
+
+def is_full(fault: BaseException | None) -> bool:
+    """Whether a disk or quota that is full stands behind a fault."""
+    while fault is not None and not (isinstance(fault, OSError) and fault.errno in FULL):
+        fault = fault.__cause__ or fault.__context__
+    return fault is not None
+
+
 def is_marked(entry: Path) -> bool:
     """Whether someone says that it is complete."""
     return (entry.with_suffix(DONE) if entry.is_file() else entry / DONE).exists()
@@ -237,17 +280,43 @@ def note_taken(site: Site, entry: Path, roll_id: str, how: Look) -> None:
     site.ledger.keep(lambda session: add_event(session, now, INGESTED, roll_id=roll_id, detail=detail))
 
 
+def last_taken(session: Session, roll_id: str) -> tuple[datetime | None, str, Look | None]:
+    """When the roll was ingested last, of which entry, and how that was; "" and None where nobody told."""
+    ingested = select(Event).where(Event.kind == INGESTED, Event.roll_id == roll_id)
+    event = session.scalars(ingested.order_by(Event.id.desc()).limit(1)).first()
+    if event is None or not (event.detail or "").startswith("{"):
+        return None if event is None else event.at, "", None
+    told = json.loads(event.detail or "")
+    return event.at, told["entry"], tuple(told["look"])
+
+
+def tell_late_parts(site: Site, entry: Path, roll_id: str) -> None:
+    """An alert, once, where an entry has more than the roll was made of: no clearing up is told of."""
+    with site.ledger.read() as session:
+        _, name, look = last_taken(session, roll_id)
+    if look is None or name != printable(entry.name):
+        return
+    files, size, _ = look_at(entry, content=True)
+    if files <= look[0] and size <= look[1]:
+        return
+    now = site.clock()
+    subject = f"{roll_id}: its entry in the drop folder changed after it was ingested"
+    body = (
+        f"It had {look[0]} files of {look[1]} bytes, and has {files} of {size} now. What came late is not in "
+        f"the roll and not inspected. To have the entry taken anew, remove {site.plant.roll_path(roll_id)}."
+    )
+    key = f"drop:late:{roll_id}:{'.'.join(map(str, look))}"
+    site.ledger.keep(lambda session: put_alert(session, now, key, "missing", subject, body, roll_id=roll_id))
+
+
 def was_taken(site: Site, entry: Path, roll_id: str) -> bool:
     """Whether a roll that is not there was made of the entry as it is, and then taken away."""
-    ingested = select(Event).where(Event.kind == INGESTED, Event.roll_id == roll_id)
     removed = select(func.max(Artifact.deleted_at)).where(Artifact.kind == RAW, Artifact.roll_id == roll_id)
     with site.ledger.read() as session:
-        event = session.scalars(ingested.order_by(Event.id.desc()).limit(1)).first()
-        at, detail = (event.at, event.detail or "") if event is not None else (None, "")
+        at, name, look = last_taken(session, roll_id)
         gone = session.scalar(removed)
-    if detail.startswith("{"):
-        told = json.loads(detail)
-        return told["entry"] == printable(entry.name) and tuple(told["look"]) == look_at(entry, content=True)
+    if look is not None:
+        return name == printable(entry.name) and look == look_at(entry, content=True)
     # Ingested by an older version, which told no more than the entry's name, or by hand: by the times.
     known = [moment for moment in (at, gone) if moment is not None]
     if not known:
@@ -266,12 +335,12 @@ def is_due(site: Site, job: Job) -> bool:
         return session.scalar(select(Run.id).where(Run.id.in_(keys), begins).limit(1)) is not None
 
 
-def _tell(site: Site, entry: Path, how: Look, told: str) -> None:
+def _tell(site: Site, entry: Path, how: Look, told: str, kind: str, what: str) -> None:
     now = site.clock()
     name = printable(entry.name)[:80]
-    key = f"drop:{name}:{'.'.join(map(str, how))}"
-    subject = f"{name} in the drop folder cannot be ingested"
-    site.ledger.keep(lambda session: put_alert(session, now, key, "unreadable", subject, told))
+    key = f"drop:{'full:' if kind == 'disk' else ''}{name}:{'.'.join(map(str, how))}"
+    subject = f"{name} in the drop folder {what}"
+    site.ledger.keep(lambda session: put_alert(session, now, key, kind, subject, told))
 
 
 def _scan_growing(site: Site, job: Job, executor: Executor) -> Iterator[str]:

@@ -79,6 +79,7 @@ class Mailbox:
         self.mails: list[EmailMessage] = []
         self.refuse = 0
         self.unknown: set[str] = set()
+        self.good_bye = "221 bye"
 
     async def handle_RCPT(  # noqa: N802
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
@@ -94,6 +95,9 @@ class Mailbox:
             return "451 try again later"
         self.mails.append(email.message_from_bytes(envelope.content, policy=policy.default))
         return "250 taken"
+
+    async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        return self.good_bye
 
 
 @pytest.fixture
@@ -206,6 +210,23 @@ def test_a_mail_that_one_of_several_addresses_refuses_is_sent_once_and_the_refus
     with ledger.read() as session:
         row = session.scalars(select(Alert)).one()
         assert (row.sent_at, row.last_error) == (NOW, refusal)
+
+
+@pytest.mark.parametrize("answer", ["250 bye", "421 closing", "what?"])
+def test_a_mail_that_was_taken_is_sent_once_however_the_server_says_good_bye(
+    ledger, tmp_path, mailbox, answer
+):
+    box, port = mailbox
+    box.good_bye = answer
+    mail = {"host": "127.0.0.1", "port": port, "from": "a@b.example", "to": ["qe@mill.example"]}
+    site = site_with(ledger, tmp_path, mail=mail)
+    put(site, "blocked:C1")
+
+    told = send_due(site)
+    assert (told.sent, told.failed) == (1, {})
+    site.clock.now += timedelta(hours=1)
+    assert send_due(site).sent == 0
+    assert len(box.mails) == 1
 
 
 def test_a_mail_that_every_address_refuses_is_not_sent(ledger, tmp_path, mailbox):

@@ -14,6 +14,7 @@ from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
 from rollsight.jobs import cli
 from rollsight.jobs.ledger.database import open_ledger
+from rollsight.jobs.ledger.events import add_event
 from sqlalchemy import text
 
 LINE = "jobs: [{name: nightly, cron: '30 1 * * *', model: %s}]"
@@ -156,6 +157,7 @@ def test_a_watch_goes_on_where_its_folder_was_away_and_follows_its_rules(tmp_pat
 
 
 def newer(home: Path) -> None:
+    nothing(home)
     opened = open_ledger(None, Plant(home))
     with opened.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'v9999'"))
@@ -163,7 +165,12 @@ def newer(home: Path) -> None:
 
 
 def nothing(home: Path) -> None:
-    """The plant is empty."""
+    """The plant has a folder for rolls, and none in it."""
+    (home / "rolls").mkdir()
+
+
+def not_mounted(home: Path) -> None:
+    """The plant's disk is away: its mount point is an empty folder."""
 
 
 def with_line(said: str):
@@ -171,6 +178,7 @@ def with_line(said: str):
 
 
 def with_ledger(home: Path) -> None:
+    nothing(home)
     open_ledger(None, Plant(home)).close()
 
 
@@ -181,6 +189,9 @@ MISTAKES = {
     "bad cron": (with_line("jobs: [{name: n, cron: daily}]"), ("tick",), CONFIG, "cron 'daily' is no cron"),
     "unknown zone": (with_line("zone: Mars/Base"), ("tick",), CONFIG, "zone 'Mars/Base' is not known"),
     "no jobs": (nothing, ("run",), CONFIG, "line.yaml has no jobs: write one under `jobs:`"),
+    "no jobs to tick": (nothing, ("tick",), CONFIG, "line.yaml has no jobs: write one under `jobs:`"),
+    "tick, not mounted": (not_mounted, ("tick",), CONFIG, "neither rolls nor line.yaml: check whether its"),
+    "night, not mounted": (not_mounted, ("nightly",), CONFIG, "neither rolls nor line.yaml: check whether"),
     "missing model": (nothing, ("nightly", "--model", "x9"), CONFIG, "no model 'x9': there are default"),
     "missing rules": (nothing, ("nightly", "--rules", "r.yaml"), CONFIG, "name one that is there"),
     "newer schema": (newer, ("nightly",), CONFIG, "has the schema v9999 of a newer version"),
@@ -223,6 +234,8 @@ def test_each_mistake_is_one_line_and_its_exit_code(name: str, run, tmp_path: Pa
     assert code == exit_code
     assert out == []
     assert len(err) == 1 and told in err[0], err
+    if prepare is not_mounted:
+        assert list(tmp_path.iterdir()) == [], "no ledger is made there"
 
 
 @pytest.mark.parametrize(
@@ -246,6 +259,21 @@ def test_a_missing_model_of_the_schedule_is_told_by_the_tick(run, tmp_path: Path
     at = ("--at", "2026-11-24T01:30+01:00")
     code, _, [err] = run("jobs", "run-slot", "nightly", *at)
     assert (code, "no model 'x9'" in err) == (CONFIG, True)
+    code, out, [err] = run("jobs", "run-slot", "nightly", *at)
+    assert (code, out, err.endswith("has ended before: failed")) == (CONFIG, [], True)
+    code, [line], _ = run("jobs", "run-slot", "nightly", *at, "--json")
+    assert (code, json.loads(line)["state"]) == (CONFIG, "failed")
+
+
+def test_a_tick_tells_of_moments_that_it_left_out(run, tmp_path: Path) -> None:
+    (tmp_path / "line.yaml").write_text(LINE.replace("}]", ", catch_up: none}]") % "default")
+    opened = open_ledger(None, Plant(tmp_path))
+    with opened.write() as session:
+        add_event(session, datetime.now(UTC) - timedelta(hours=50), "job.seen", detail="nightly")
+    opened.close()
+    code, [line], _ = run("jobs", "tick")
+    assert (code, line.split(": ")[0]) == (0, "left out, as catch_up, max_age_h or deadline_h say")
+    assert run("jobs", "tick")[1] == ["nothing was due"]
 
 
 def test_a_reference_strip_is_made_and_not_replaced_unasked(run, tmp_path: Path) -> None:

@@ -31,12 +31,21 @@ from rollsight.jobs.ledger.claims import (
     this_process,
     wait_s,
 )
-from rollsight.jobs.ledger.database import Ledger, check_disk, open_ledger, revisions, schema_version, upgrade
+from rollsight.jobs.ledger.database import (
+    Ledger,
+    LedgerAwayError,
+    check_disk,
+    open_ledger,
+    revisions,
+    schema_version,
+    upgrade,
+)
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import inserted, put_alert
 from rollsight.jobs.ledger.schema import Alert, Event, Run, Slot, Table
 from sqlalchemy import create_engine, delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
 NOW = datetime(2026, 11, 24, 1, 30, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=LEASE_S + 1)
@@ -378,6 +387,40 @@ def test_each_fault_of_the_database_is_one_line_and_its_exit_code(name: str, tmp
     assert told in str(fault.value)
     assert "\n" not in str(fault.value)
     assert fault.value.exit_code == exit_code
+
+
+def test_a_disk_that_is_full_is_waited_for(tmp_path: Path) -> None:
+    """SQLite says so too where the file may have no more pages."""
+    opened = open_ledger(None, Plant(tmp_path))
+
+    def limit(pages: int) -> None:
+        with opened.engine.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    def fill(session: Session) -> None:
+        add_event(session, NOW, "slot.made", detail="x" * 100_000)
+        if pages := waits.pop(0) if waits else None:
+            session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    waits = [1]
+    with pytest.raises(LedgerAwayError, match="full: make room on its disk") as fault:
+        opened.keep(fill, 0.0)
+    assert fault.value.exit_code == LOCKED
+    limit(1_000_000)
+    waits = [1, 1_000_000]
+    opened.keep(fill, 10.0)
+    with opened.read() as session:
+        assert session.scalar(select(func.count()).select_from(Event)) == 1
+    opened.close()
+
+
+def test_a_server_that_falls_silent_is_given_up_after_a_minute(postgresql, tmp_path: Path) -> None:
+    opened = open_ledger(postgresql.database("silent"), Plant(tmp_path))
+    with opened.engine.connect() as connection:
+        told = connection.connection.dbapi_connection.info.get_parameters()
+    opened.close()
+    names = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+    assert [told[name] for name in names] == ["30", "10", "3", "60000"]
 
 
 def test_postgresql_without_its_driver_says_what_to_install(

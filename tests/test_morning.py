@@ -4,6 +4,8 @@ import importlib.util
 import json
 import random
 import re
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rollsight.inspect.plant import Plant
-from rollsight.inspect.report.morning import Morning, Night, RollLine, Scores, in_order, render, write_morning
+from rollsight.inspect.report.morning import (
+    Morning,
+    Night,
+    RollLine,
+    Scores,
+    Trouble,
+    in_order,
+    render,
+    write_morning,
+)
 from rollsight.inspect.trends import SCORE_BINS
+from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
 from rollsight.jobs.ledger.schema import Run, Slot, Stability
 from rollsight.jobs.morning_job import SCORES_FILE, gather, histograms, make_page
@@ -89,6 +101,30 @@ def test_a_quiet_night_says_so():
 
     assert "All fine" in html and 'header class="calm"' in html
     assert "none is held" in html
+
+
+def heading(html: str) -> tuple[str, str, str]:
+    """Title, class of the header, and the largest words of the page."""
+    found = [
+        re.search(p, html) for p in ("<title>(.*?) · ", '<header class="(.*?)"', "<strong>(.*?)</strong>")
+    ]
+    return tuple(match[1] if match else "" for match in found)
+
+
+def test_a_job_that_did_not_do_its_work_stands_in_the_head_with_when_and_why():
+    """In place of "All fine"; where rolls need a person they are counted as ever."""
+    at = datetime(2026, 11, 24, 1, 30, tzinfo=BERLIN)
+    trouble = Trouble("nightly", "failed", at, "no model 'hot-strip-9' " + "x" * 200)
+    alone, beside = (
+        render(morning(roll, troubles=(trouble,))) for roll in (fine("F"), RollLine("X", "failed"))
+    )
+
+    assert heading(alone) == ("nightly cannot run", "hold", "nightly cannot run")
+    assert heading(beside) == ("1 to look at", "hold", "1")
+    for html in (alone, beside):
+        assert "All fine" not in html
+        assert "<b>nightly cannot run</b> Tue 24 Nov 01:30: no model &#39;hot-strip-9&#39; xxx" in html
+        assert f"{'x' * 200}</td>" in html  # the whole of it in the list of jobs
 
 
 def test_the_page_asks_for_nothing_outside_and_escapes_what_a_roll_says():
@@ -180,6 +216,28 @@ def test_a_browser_opens_a_thousand_rolls_finds_one_and_sorts(tmp_path):
     assert found["link"].endswith("/C0000-02/8f31/report.html")
 
 
+@pytest.mark.skipif(browser().CHROMIUM is None, reason="no Chromium on the PATH")
+@pytest.mark.parametrize(("hours", "told"), [(31, "made 31 hours ago: the page is old"), (20, "")])
+def test_a_page_that_stands_too_long_says_so_in_a_browser(tmp_path, hours, told):
+    made = datetime.fromtimestamp(time.time() - hours * 3600 - 60, BERLIN)
+    path = write_morning(
+        tmp_path / "page" / "index.html", Morning("CGL2", made, made, (fine("F1"),), (), None, (), None)
+    )
+    found = browser().opened(
+        path.parent,
+        """
+        const old = page.querySelector(".old");
+        found.told = old.hidden ? "" : old.textContent;
+        found.fine = page.querySelector("header.calm strong")?.textContent ?? "";
+        found.title = page.title.slice(0, 8);
+        """,
+    )
+
+    assert (found["complaints"], found.get("error")) == ([], None)
+    assert (found["told"], found["fine"]) == (told, "" if told else "All fine")
+    assert found["title"] == ("Old page" if told else "All fine")
+
+
 # From the ledger
 
 
@@ -251,6 +309,158 @@ def test_the_ledger_says_what_each_roll_is(site):
     html = make_page(site).read_text()
     assert (site.plant.home / "runs" / "OK/okf00/report.html").is_file()
     assert 'href="OK/okf00/report.html"' in html
+
+
+def put_slot(site: Site, at: datetime, state: str, job: str = "nightly", **facts) -> None:
+    with site.ledger.write() as session:
+        session.add(Slot(job=job, scheduled_for=at, created_at=at, state=state, **facts))
+
+
+NIGHT = datetime(2026, 11, 24, 0, 30, tzinfo=UTC)  # half past one in Berlin
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "told"),
+    [
+        ("failed", "no model 'hot-strip-9'", "nightly cannot run"),
+        ("dead", "OSError: EIO", "nightly was given up"),
+        ("retry", "1.2 GB are free, under the reserve of 2 GB", "nightly is tried again"),
+        ("partial", "2 rolls are not inspected", "nightly ended in part"),
+        ("skipped", "missed, and catch_up is none", "nightly was left out"),
+    ],
+)
+def test_a_night_that_did_not_end_well_is_never_all_fine(site, state, error, told):
+    put_slot(site, NIGHT - DAY, "done", ended_at=NIGHT - DAY + timedelta(hours=4))
+    put_slot(site, NIGHT, state, error=error, not_before=NOW if state == "retry" else None)
+    html = make_page(site).read_text()
+
+    assert heading(html) == (told, "hold", told)
+    assert re.search(r"<b>nightly [a-z ]+</b> Tue 24 Nov 01:30: (.*?)</a>", html)[1].startswith(
+        error.replace("'", "&#39;")
+    )
+
+
+def test_without_a_success_for_days_or_a_tick_at_all_the_page_is_not_calm(site):
+    """The last success three days ago: late. A job seen yesterday whose moment nobody began: not late yet."""
+    with site.ledger.write() as session:
+        add_event(session, NOW - 4 * DAY, "job.seen", detail="nightly")
+    put_slot(site, NIGHT - 3 * DAY, "done", ended_at=NIGHT - 3 * DAY + timedelta(minutes=1))
+    late, missed = gather(site).troubles
+
+    assert (late.state, late.since.isoformat()) == ("late", "2026-11-21T01:31:00+01:00")
+    assert (missed.state, missed.since.isoformat()) == ("missed", "2026-11-24T01:30:00+01:00")
+    assert heading(make_page(site).read_text())[:2] == ("nightly is late", "hold")
+    put_slot(site, NIGHT - DAY, "done", ended_at=NIGHT - DAY + timedelta(hours=4))
+    assert [trouble.state for trouble in gather(site).troubles] == ["missed"]
+    put_slot(site, NIGHT, "running", lease_until=NOW)
+    assert gather(site).troubles == ()
+
+
+def test_a_page_is_old_after_26_hours_or_where_it_outlives_a_night(site):
+    """The page is made anew as a night begins: two hours after its moment another should be there."""
+    assert gather(site).old_at == NIGHT + DAY + timedelta(hours=2)
+    weekly = LineFile(zone="Europe/Berlin", jobs=[{"name": "nightly", "cron": "30 1 * * 6"}])
+    assert gather(replace(site, line=weekly)).old_at == NOW + timedelta(hours=26)
+
+
+def test_a_job_that_never_succeeded_is_late_on_the_page(site):
+    with site.ledger.write() as session:
+        add_event(session, NOW - 2 * DAY, "job.seen", detail="nightly")
+    late = gather(site).troubles[0]
+
+    assert (late.state, late.why) == ("late", "it never succeeded; late after 26 h")
+
+
+def test_what_a_later_slot_made_good_or_happened_long_ago_is_no_trouble(site):
+    """And what was left out of an old moment tonight is one, told once for all such moments."""
+    put_slot(site, NIGHT - 9 * DAY, "failed", error="old", ended_at=NIGHT - 9 * DAY)
+    put_slot(site, NIGHT - timedelta(hours=1), "failed", error="no model", ended_at=NIGHT)
+    put_slot(site, NIGHT + 9 * DAY, "done", ended_at=NIGHT + 9 * DAY)  # by a clock that was ahead
+    assert [trouble.state for trouble in gather(site).troubles] == ["late", "missed", "failed"]
+    put_slot(site, NIGHT, "done", ended_at=NIGHT + timedelta(minutes=5))
+    put_slot(site, NIGHT - 2 * DAY, "retry", job="by-hand", error="1.2 GB are free")
+    assert gather(site).troubles == ()
+
+    for days in (3, 2):
+        put_slot(site, NIGHT - days * DAY, "skipped", job="rare", error="missed, and catch_up is none")
+    with site.ledger.write() as session:
+        for slot in session.query(Slot).where(Slot.job == "rare"):
+            add_event(session, NOW, "slot.skipped", slot_id=slot.id)
+    [trouble] = gather(site).troubles
+    assert (trouble.job, trouble.why) == (
+        "rare",
+        "missed, and catch_up is none; 1 more since Sat 21 Nov 01:30",
+    )
+
+
+def test_a_replaced_run_is_on_the_page_no_more(site):
+    put_run(site, "C1", NOW - DAY, state="replaced", error="the model is another", model_hash="1" * 64)
+    put_run(site, "C1", NOW - timedelta(hours=1))
+
+    assert [(roll.roll_id, roll.state) for roll in gather(site).rolls] == [("C1", "fine")]
+
+
+def put_check(site: Site, at: datetime, model: str, count: int, **facts) -> None:
+    """A check on the reference strip whose band is 8 to 12 pits."""
+    told = {"counts": json.dumps({"pit": count}), "gray": "{}", "out": "[]", "is_baseline": False}
+    told["bands"] = json.dumps({"counts": {"pit": [8, 12]}, "gray": {}})
+    with site.ledger.write() as session:
+        in_band = 8 <= count <= 12
+        session.add(
+            Stability(
+                at=at, roll_id="reference", model=model, model_hash=model, in_band=in_band, **told | facts
+            )
+        )
+
+
+def test_of_the_last_checks_with_each_model_the_worst_is_shown(site):
+    """One out of band that a check in band with another model came after; it counts until its own is well."""
+    put_check(site, NOW - timedelta(minutes=20), "first", 50)
+    put_check(site, NOW - timedelta(minutes=10), "second", 10)
+    page = gather(site)
+
+    assert (page.stability.model, [check.value for check in page.stability.out]) == ("first", [50.0])
+    assert "Stability out of band" in render(page)
+    put_check(site, NOW - timedelta(minutes=5), "first", 9)
+    assert gather(site).stability.out == []
+
+
+def test_an_old_check_in_band_says_since_when_there_was_none(site):
+    """A model that no job names counts only where it is the last one."""
+    put_check(site, NOW - 25 * DAY, "default", 10)
+    html = render(gather(site))
+
+    assert "not checked since 30 Oct 06:30" in html and "in band</dd>" not in html
+    put_check(site, NOW - 20 * DAY, "was-default", 50)
+    assert "not checked since 30 Oct 06:30" in render(gather(site))
+    put_check(site, NIGHT, "default", 10)
+    assert "<dd>in band</dd>" in render(gather(site))
+
+
+def test_a_check_that_failed_counts_until_its_job_has_made_one(site):
+    put_slot(site, NIGHT, "done", ended_at=NIGHT)
+    put_slot(site, NIGHT, "done", job="other", ended_at=NIGHT)
+    with site.ledger.write() as session:
+        slots = {slot.job: slot.id for slot in session.query(Slot)}
+        key = f"stability:{slots['nightly']}"
+        put_alert(session, NIGHT, key, "stability", "the reference strip cannot be checked", "EIO")
+    put_check(site, NIGHT + timedelta(minutes=1), "default", 10, slot_id=slots["other"])
+    assert gather(site).stability.error == "the reference strip cannot be checked: EIO"
+
+    put_check(site, NIGHT + timedelta(minutes=2), "default", 10, slot_id=slots["nightly"])
+    assert gather(site).stability.error is None
+
+    put_slot(site, NIGHT, "done", job="by-hand", ended_at=NIGHT)
+    with site.ledger.write() as session:
+        by_hand = session.query(Slot.id).where(Slot.job == "by-hand").scalar()
+        at = NIGHT + timedelta(minutes=3)
+        put_alert(
+            session, at, f"stability:{by_hand}", "stability", "the reference strip cannot be checked", "EIO"
+        )
+    assert gather(site).stability.error is not None
+    put_check(site, NIGHT + timedelta(minutes=4), "default", 10, slot_id=slots["other"])
+    assert gather(site).stability.error is None
 
 
 def test_trends_stability_drift_and_the_last_success_come_from_the_ledger(site):

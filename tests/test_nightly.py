@@ -17,24 +17,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollsight.inspect.errors import LOCKED, PARTIAL, UserError
+from rollsight.inspect.errors import CONFIG, LOCKED, PARTIAL, USAGE, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.roll_state import last_written
 from rollsight.inspect.rolls import RollWriter, Strip
+from rollsight.jobs.cluster import Threads
 from rollsight.jobs.commands.jobs import open_at_work
 from rollsight.jobs.doctor import examine
 from rollsight.jobs.due import find_due
 from rollsight.jobs.ledger.claims import LEASE_S, LeaseLostError, claim, lease_of
 from rollsight.jobs.ledger.database import Ledger, open_ledger
 from rollsight.jobs.ledger.schema import Alert, Band, Event, Run, Slot, Stability
+from rollsight.jobs.ledger.success import last_success
 from rollsight.jobs.nightly import Night, open_job, run_night
 from rollsight.jobs.retry import try_again
 from rollsight.jobs.scan_job import scan_roll
-from rollsight.jobs.schedule import LineFile
+from rollsight.jobs.schedule import BY_HAND, LineFile
 from rollsight.jobs.sites import Site
-from rollsight.jobs.stability import BANDS_FILE
+from rollsight.jobs.stability import BANDS_FILE, SCRATCH
 from rollsight.jobs.stopping import StoppedError
-from rollsight.jobs.ticker import begin_by_hand
+from rollsight.jobs.ticker import begin_by_hand, tick
 from sqlalchemy import func, select, update
 
 START = datetime(2026, 11, 24, 1, 30, tzinfo=UTC)
@@ -229,6 +231,24 @@ def test_a_new_model_makes_old_rolls_due_unless_the_job_takes_late_ones_only(sit
     assert states(site) == {"new": "done", "old": "done"}
 
 
+def test_an_outage_takes_no_roll_from_a_job_that_takes_late_ones_only(site: Site, put) -> None:
+    """Closed 3 h before a night that did not come; inspected when the machine is back three days later."""
+    line = LineFile(jobs=({"name": "n", "cron": "30 1 * * *", "closed_within_h": 26},))  # type: ignore[arg-type]
+    site = replace(site, line=line.model_copy(update={"disk_reserve_gb": 0}))
+    entry, clock = line.job("n"), site.clock
+    put("before", 31)
+    put("R1", 3)
+    clock.now = START - timedelta(hours=4)  # type: ignore[attr-defined]
+    tick(site)
+    clock.now = START + timedelta(days=3)  # type: ignore[attr-defined]
+    tick(site)
+    assert states(site) == {"R1": "done"}
+    clock.now += timedelta(days=1)  # type: ignore[attr-defined]
+    since = open_job(site, entry).selection.since
+    assert since is not None
+    assert since - START == pytest.approx(timedelta(days=3, hours=-26), abs=timedelta(minutes=1))
+
+
 def test_a_roll_that_went_before_its_turn_is_gone_and_told(site: Site, put) -> None:
     path = put("R1")
     put("R2", 9)
@@ -240,6 +260,81 @@ def test_a_roll_that_went_before_its_turn_is_gone_and_told(site: Site, put) -> N
     assert night(site, scan=scan).exit_code == PARTIAL
     assert states(site) == {"R1": "gone", "R2": "done"}
     assert kinds(site) == [("missing", "R1")]
+
+
+def test_a_roll_that_was_gone_for_a_moment_is_inspected_when_it_is_back(any_site: Site, put) -> None:
+    """Moved away and back, with its file times: it is due again, and no other roll twice."""
+    site = any_site
+    path = put("R1")
+    put("R2", 9)
+
+    def scan(*rest: Any, **options: Any) -> Any:
+        path.rename(site.plant.home / "away")
+        return scan_roll(*rest, **options)
+
+    night(site, scan=scan)
+    assert states(site) == {"R1": "gone", "R2": "done"}
+    (site.plant.home / "away").rename(path)
+    assert night(site).exit_code == 0
+    assert states(site) == {"R1": "done", "R2": "done"}
+    assert done_events(site) == {"R1": 1, "R2": 1}
+    with site.ledger.read() as session:
+        told = session.scalars(select(Event.detail).where(Event.kind == "run.again")).all()
+    assert told == ["the roll is there again"]
+
+
+def test_where_no_roll_is_there_at_all_none_is_gone_and_the_night_is_tried_again(site: Site, put) -> None:
+    """The disk of the rolls is not mounted as the night begins: they are due when it is back."""
+    put("R1", 2)
+    put("R2", 1)
+    find_due(site, open_job(site, None, model="default", rules=None), None, "today")
+    (site.plant.home / "rolls").rename(site.plant.home / "away")
+    for _ in range(2):
+        with pytest.raises(UserError, match="check whether its disk is mounted") as fault:
+            night(site)
+        assert fault.value.exit_code == LOCKED
+    assert states(site) == {"R1": "due", "R2": "due"}
+    assert kinds(site) == [("missing", None)], "told once a day"
+    site.plant.rolls.rmdir()
+    (site.plant.home / "away").rename(site.plant.home / "rolls")
+    assert night(site).exit_code == 0
+    assert states(site) == {"R1": "done", "R2": "done"}
+
+
+@pytest.mark.parametrize("where", ["plan", "scan"])
+def test_a_fault_of_the_set_up_is_the_nights_and_gives_no_roll_up(
+    site: Site, put, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of another version, or a model that was replaced under the night: so it is for every roll."""
+    put("R1", 2)
+    put("R2", 1)
+
+    def refuse(*rest: Any, **options: Any) -> Any:
+        raise UserError("code 1 here, 2 at the worker: install the same as the others have", CONFIG)
+
+    with monkeypatch.context() as patch:
+        if where == "plan":
+            patch.setattr(Threads, "facts", refuse)
+        job, slot = open_job(site, None, model="default", rules=None), begin_by_hand(site)
+        with pytest.raises(UserError, match="install the same") as fault:
+            run_night(site, job, slot, scan=refuse if where == "scan" else scan_roll)
+    assert fault.value.exit_code == CONFIG
+    assert states(site) == {"R1": "due", "R2": "due"}
+    assert kinds(site) == []
+    assert night(site).exit_code == 0
+
+
+def test_a_roll_that_no_retry_helps_is_told(any_site: Site, put) -> None:
+    site = any_site
+    put("R1")
+
+    def refuse(*rest: Any, **options: Any) -> Any:
+        raise UserError("R1: that cannot be asked of it", USAGE)
+
+    assert night(site, scan=refuse).exit_code == PARTIAL
+    assert states(site) == {"R1": "failed"}
+    assert kinds(site) == [("dead", "R1")]
+    assert try_again(site, ["R1"]) == ["R1"]
 
 
 def test_a_roll_that_is_made_again_before_its_turn_is_inspected_once(site: Site, put) -> None:
@@ -287,10 +382,26 @@ def test_after_its_deadline_a_night_begins_no_roll_and_the_next_one_does(site: S
         site.clock.now += timedelta(hours=9)  # type: ignore[attr-defined]
         return scan_roll(*rest, **options)
 
-    told = night(site, until=START + timedelta(hours=8), scan=scan)
+    until = START + timedelta(hours=8)
+    told = night(site, until=until, scan=scan)
     assert (told.exit_code, states(site)) == (PARTIAL, {"R1": "done", "R2": "due"})
+    assert kinds(site) == [("late", None)]
+    with site.ledger.read() as session:
+        subject = session.scalars(select(Alert.subject)).one()
+        assert last_success(session) == {BY_HAND: session.scalars(select(Slot.ended_at)).one()}
+    assert subject == "job by-hand of 2026-11-24 01:30 UTC: 1 rolls are left at its deadline"
     assert night(site).exit_code == 0
     assert states(site) == {"R1": "done", "R2": "done"}
+    assert night(site, until=until).exit_code == 0, "none is left"
+
+
+def test_a_night_that_begins_no_roll_before_its_deadline_is_no_success(site: Site, put) -> None:
+    put("R1")
+    assert night(site, until=START - timedelta(hours=1)).exit_code == PARTIAL
+    with site.ledger.read() as session:
+        assert session.scalars(select(Slot.state)).all() == ["partial"]
+        assert last_success(session) == {}
+    assert kinds(site) == [("late", None)]
 
 
 def test_what_a_holder_that_lost_its_lease_found_is_not_written(any_site: Site, put) -> None:
@@ -340,6 +451,25 @@ def test_a_night_needs_a_reference_strip_where_line_yaml_says_so(site: Site, put
     with pytest.raises(UserError, match=r"no reference strip at .*reference\.zarr: make one with"):
         night(replace(site, line=line))
     assert kinds(site) == []
+
+
+def test_a_check_that_fails_is_told_and_the_night_goes_on(site: Site, put) -> None:
+    """Its scratch folder cannot be made: a file is in its place."""
+    put("R1")
+    make_roll(site.plant.home / "reference.zarr")
+    (site.plant.home / SCRATCH).touch()
+    told = night(site)
+    assert (told.exit_code, states(site)) == (0, {"R1": "done"})
+    [line] = told.told["stability"]["out"]
+    assert line.startswith("the reference strip cannot be checked: FileExistsError: ")
+    assert kinds(site) == [("stability", None)]
+
+
+def test_below_the_disk_reserve_no_strip_is_checked(site: Site, put) -> None:
+    make_roll(site.plant.home / "reference.zarr")
+    full = replace(site, line=LineFile(disk_reserve_gb=1e9))
+    assert night(full).exit_code == LOCKED
+    assert not (site.plant.home / BANDS_FILE).exists()
 
 
 def test_a_strip_that_line_yaml_speaks_of_and_is_not_there_is_told_once(site: Site, put) -> None:

@@ -28,7 +28,7 @@ from rollsight.jobs.ledger.claims import claim, lease_of, note
 from rollsight.jobs.ledger.database import LedgerAwayError, open_ledger
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
-from rollsight.jobs.ledger.schema import Event, Run, Slot
+from rollsight.jobs.ledger.schema import Event, Run, Slot, Stability
 from rollsight.jobs.logs import log_events
 from rollsight.jobs.metrics_file import serve_metrics, text, write_metrics
 from rollsight.jobs.schedule import LineFile
@@ -147,6 +147,64 @@ def test_status_and_metrics_are_the_same_on_both_databases(ledger, tmp_path):
     assert told["jobs"][0]["last_success"] == NOW.isoformat()
 
 
+def test_a_job_that_never_succeeded_is_late_once_its_alert_is_due_and_has_a_series(ledger, tmp_path):
+    """Seen for 27 h; a slot that is at work is waited for until its deadline, as by the alert."""
+    site = Site(Plant(tmp_path), ledger, LineFile(jobs=JOBS), lambda: NOW, random.Random(1))
+    with ledger.write() as session:
+        add_event(session, NOW - timedelta(hours=27), "job.seen", detail="nightly")
+
+    [job] = status(site)["jobs"]
+    assert (job["last_success"], job["late"]) == (None, True)
+    assert 'rollsight_last_success_timestamp_seconds{job="nightly"} 0.0' in text(site).decode()
+    with ledger.write() as session:
+        facts = {"job": "nightly", "scheduled_for": NOW, "created_at": NOW, "state": "running"}
+        session.add(Slot(lease_until=NOW, deadline=NOW, **facts))
+    assert status(site)["jobs"][0]["late"] is False
+    site = replace(site, clock=lambda: NOW - timedelta(hours=2))
+    assert status(site)["jobs"][0]["late"] is False  # seen for 25 h
+
+
+def test_a_roll_that_is_gone_is_among_those_given_up(site):
+    with site.ledger.write() as session:
+        run = session.scalars(select(Run).where(Run.roll_id == "C4")).one()
+        run.state, run.error = "gone", "the roll is no longer there"
+
+    assert {(row["roll_id"], row["state"]) for row in status(site)["given_up"]} == {
+        ("C2", "dead"),
+        ("C4", "gone"),
+    }
+
+
+def test_stability_is_the_worst_of_the_last_checks_and_an_old_one_is_called_so(ledger, tmp_path):
+    site = Site(Plant(tmp_path), ledger, LineFile(jobs=JOBS), lambda: NOW, random.Random(1))
+    facts = {"roll_id": "reference", "is_baseline": False, "counts": "{}", "gray": "{}", "bands": "{}"}
+
+    def put(hours: float, model: str, *, in_band: bool) -> None:
+        with ledger.write() as session:
+            told = {"model": model, "model_hash": model, "in_band": in_band, "out": "[]"}
+            session.add(Stability(at=NOW - timedelta(hours=hours), **facts, **told))
+
+    def seen() -> str:
+        console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+        console.print(tables(status(site)))
+        return console.export_text()
+
+    put(600, "default", in_band=True)
+    assert "Stability: not checked since 30 Oct 05:30, model default" in seen()
+    put(2, "first", in_band=False)
+    put(1, "default", in_band=True)
+    assert status(site)["stability"] == {
+        "at": "2026-11-24T03:30:00+00:00",
+        "in_band": False,
+        "model": "first",
+        "old": False,
+    }
+    assert "Stability: out of band, 24 Nov 03:30, model first" in seen()
+    assert "rollsight_stability_in_band 0.0" in text(site).decode().splitlines()
+    put(0.5, "first", in_band=True)
+    assert status(site)["stability"]["in_band"] is True
+
+
 def test_the_metrics_are_served_on_this_machine_alone_and_asked_anew(site):
     server, thread = serve_metrics(site, 0)
     try:
@@ -236,11 +294,60 @@ def test_alerts_page_and_once_a_day_retention_follow(site, monkeypatch):
         1,
     )  # nothing ended since, the day is young
     with site.ledger.write() as session:
-        session.scalars(select(Run).where(Run.roll_id == "C4")).one().ended_at = NOW + timedelta(minutes=2)
+        add_event(session, NOW + timedelta(minutes=2), "run.done", roll_id="C4")
     follow_up(replace(site, clock=lambda: NOW + timedelta(minutes=2, seconds=30)), at_last=False)
     assert of_kind(site, PAGE_MADE) == 1  # a roll ended, but the page is not two minutes old
+    follow_up(replace(site, clock=lambda: NOW + timedelta(minutes=5)))
+    assert of_kind(site, PAGE_MADE) == 2
     follow_up(replace(site, clock=lambda: NOW + timedelta(days=1, minutes=1)))
-    assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (2, 2)
+    assert (of_kind(site, PAGE_MADE), of_kind(site, RETAINED)) == (3, 2)
+
+
+def pages(site: Site, at: datetime) -> int:
+    """How many pages there were after a round at that moment."""
+    assert follow_up(replace(site, clock=lambda: at)) == []
+    return of_kind(site, PAGE_MADE)
+
+
+def test_a_night_that_is_put_off_makes_the_page_anew_and_so_does_a_new_day(site):
+    """A slot that waits for its retry has no end; and where nothing happens at all the page is of today."""
+    minute = timedelta(minutes=1)
+    assert [pages(site, NOW + n * minute) for n in (1, 4)] == [1, 1]
+    with site.ledger.write() as session:
+        add_event(session, NOW + 5 * minute, "slot.retry", detail="1.2 GB are free")
+    assert [pages(site, NOW + n * minute) for n in (6, 9)] == [2, 2]
+    midnight = datetime(2026, 11, 24, 23, tzinfo=UTC)  # in Berlin
+    assert [pages(site, at) for at in (midnight - minute, midnight + minute, midnight + 4 * minute)] == [
+        2,
+        3,
+        3,
+    ]
+
+
+def test_a_clock_that_was_ahead_makes_no_page_for_ever(site):
+    """The page of a moment that is still to come is made anew once, with no other news."""
+    ahead, minute = NOW + timedelta(days=9), timedelta(minutes=1)
+    with site.ledger.write() as session:
+        add_event(session, ahead, "slot.done")
+
+    assert [pages(site, at) for at in (ahead, NOW + minute, NOW + 4 * minute)] == [1, 2, 2]
+    with site.ledger.write() as session:
+        add_event(session, NOW + 5 * minute, "slot.failed", detail="no model")
+    assert pages(site, NOW + 6 * minute) == 3
+
+
+def test_what_happens_while_the_page_is_made_is_on_the_next_one(site):
+    """An event stands before that of the page, and of a later moment than the page's look at the ledger."""
+    ticks = iter([NOW, NOW + timedelta(seconds=1)])
+
+    def clock() -> datetime:
+        at = next(ticks, NOW + timedelta(seconds=1))
+        with site.ledger.write() as session:
+            add_event(session, at, "slot.failed")
+        return at
+
+    follow_up(replace(site, clock=clock))
+    assert pages(site, NOW + timedelta(minutes=3)) == 2
 
 
 def test_a_fault_of_one_step_is_a_line_and_the_others_go_on(site):

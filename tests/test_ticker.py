@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollsight.inspect.errors import CONFIG, LOCKED, USAGE, UserError
+from rollsight.inspect.errors import CONFIG, FAILED, LOCKED, PARTIAL, USAGE, UserError
 from rollsight.inspect.plant import Plant
-from rollsight.jobs.ledger.claims import claim, lease_of, note
+from rollsight.jobs.ledger.claims import claim, lease_of, note, renew
 from rollsight.jobs.ledger.database import Ledger
 from rollsight.jobs.ledger.schema import Alert, Event, Run, Slot
 from rollsight.jobs.retry import try_again
@@ -21,9 +21,11 @@ from rollsight.jobs.ticker import (
     begin_by_hand,
     begin_slot,
     deadline_of,
+    ended_with,
     make_slots,
     next_moment,
     run_slot,
+    tell_late,
     tick,
 )
 from sqlalchemy import select
@@ -192,6 +194,77 @@ def test_a_job_without_success_for_26_hours_is_told_once(ledger: Ledger, tmp_pat
     clock.now += 27 * HOUR
     tick(site)
     assert len(alerts(ledger)) == 2
+
+
+def test_a_night_at_work_is_waited_for_until_its_deadline_before_it_is_late(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """Tonight's slot is running within its lease; then its process dies, and nobody renews that."""
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, late_h=13)
+    entry = site.line.jobs[0]
+    tick(site)
+    clock.now = datetime(2026, 11, 21, 0, 31, tzinfo=UTC)
+    with ledger.write() as session:
+        make_slots(site, session, entry)
+        row = claim(session, Slot, clock.now, "elsewhere:1/1/0")
+        assert row is not None
+        clock.now += 2 * HOUR
+        renew(session, lease_of(row), clock.now)
+        tell_late(site, session, entry)
+    assert alerts(ledger) == []
+    clock.now += HOUR
+    with ledger.write() as session:
+        tell_late(site, session, entry)
+    assert alerts(ledger) == ["job nightly is late: no success for more than 13 h"]
+
+
+def test_a_night_that_hangs_is_late_after_its_deadline(ledger: Ledger, tmp_path: Path) -> None:
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock, late_h=13, deadline_h=2)
+    entry = site.line.jobs[0]
+    tick(site)
+    clock.now = datetime(2026, 11, 21, 0, 31, tzinfo=UTC)
+    with ledger.write() as session:
+        make_slots(site, session, entry)
+        assert claim(session, Slot, clock.now, "elsewhere:1/1/0", lease_s=1e6) is not None
+    for hours, told in ((1.5, 0), (2.5, 1)):
+        clock.now = datetime(2026, 11, 21, 0, 31, tzinfo=UTC) + hours * HOUR
+        with ledger.write() as session:
+            tell_late(site, session, entry)
+        assert len(alerts(ledger)) == told
+
+
+def test_a_success_ahead_of_the_clock_does_not_mute_the_alert(ledger: Ledger, tmp_path: Path) -> None:
+    """The clock was ten days ahead for one night, and set right."""
+    clock = Wall(START)
+    site = site_of(ledger, tmp_path, clock)
+    tick(site)
+    about = {"job": "nightly", "state": "done", "created_at": START}
+    with ledger.write() as session:
+        session.add(Slot(scheduled_for=START + 10 * DAY, ended_at=START + 10 * DAY, **about))
+    clock.now = START + 27 * HOUR
+    with ledger.write() as session:
+        tell_late(site, session, site.line.jobs[0])
+    assert alerts(ledger) == ["job nightly is late: no success for more than 26 h"]
+
+
+@pytest.mark.parametrize(
+    ("state", "written", "code"),
+    [
+        ("done", 0, 0), ("partial", PARTIAL, PARTIAL), ("skipped", None, PARTIAL), ("failed", CONFIG, CONFIG),
+        ("dead", None, FAILED), ("dead", LOCKED, LOCKED), ("partial", None, PARTIAL),
+    ],
+)  # fmt: skip
+def test_a_slot_that_has_ended_tells_how_it_ended(
+    ledger: Ledger, tmp_path: Path, state: str, written: int | None, code: int
+) -> None:
+    site = site_of(ledger, tmp_path, Wall(START))
+    about = {"state": state, "exit_code": written, "created_at": START}
+    with ledger.write() as session:
+        session.add(Slot(job="nightly", scheduled_for=START, **about))
+    assert begin_slot(site, site.line.job("nightly"), START) == (None, state)
+    assert ended_with(site, "nightly", START) == code
 
 
 def test_a_missing_model_is_one_alert_and_not_tried_again_until_a_person_says_so(

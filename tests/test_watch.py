@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from rollsight.inspect.errors import CONFIG, LOCKED, UserError
 from rollsight.inspect.models import Model, decides
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.promoted import Step, add_step
+from rollsight.inspect.roll_places import disk_errors
 from rollsight.inspect.rolls import SHARD_LINES, RollWriter, Strip
+from rollsight.jobs import watch
 from rollsight.jobs.cluster import Threads
 from rollsight.jobs.ledger import database
 from rollsight.jobs.ledger.database import open_ledger
@@ -29,7 +32,7 @@ from rollsight.jobs.nightly import open_job
 from rollsight.jobs.retention import retain
 from rollsight.jobs.schedule import LineFile
 from rollsight.jobs.sites import Site
-from rollsight.jobs.watch import INGESTED, Seen, Watched, look, look_on
+from rollsight.jobs.watch import FULL_S, INGESTED, Seen, Watched, look, look_on, take
 from sqlalchemy import select
 
 STRIP = {"mm_per_px_x": 1.0, "mm_per_line": 1.0, "side": "top"}
@@ -107,6 +110,115 @@ def test_a_bad_entry_is_refused_and_told_once_until_it_changes(site: Site, drop:
         assert session.scalars(select(Alert.kind)).all() == ["unreadable", "unreadable"]
     put_strip(drop / "R1")
     assert look(site, drop, watched, settle_s=0).ingested == ("R1",)
+
+
+def subjects(site: Site) -> list[tuple[str, str]]:
+    with site.ledger.read() as session:
+        return [(row.kind, row.subject) for row in session.scalars(select(Alert).order_by(Alert.id))]
+
+
+@pytest.mark.parametrize("modes", [(), ("bright", "dark")])
+def test_what_comes_into_an_entry_after_it_was_ingested_is_told_once(
+    site: Site, drop: Path, modes: tuple[str, ...]
+) -> None:
+    """A strip image later than --settle-s is not in the roll. Clearing up is not told, nor is a late mark."""
+    watched, entry = Watched(), drop / "R1"
+    folders = [entry / mode for mode in modes] or [entry]
+    put_strip(entry, told=not modes)
+    if modes:
+        (entry / "000.png").unlink()
+        (entry / "strip.json").write_text(json.dumps({**STRIP, "lighting": modes}))
+    for folder in folders:
+        put_strip(folder, told=False)
+        put_strip(folder, 1, told=False)
+    assert look(site, drop, watched, settle_s=0).ingested == ("R1",)
+    (entry / ".done").touch()
+    look(site, drop, watched, settle_s=0)
+    assert subjects(site) == []
+    for number in (2, 3):
+        for folder in folders:
+            put_strip(folder, number, told=False)
+        for looks in (watched, watched, Watched()):
+            seen = look(site, drop, looks, settle_s=0)
+            assert (seen.ingested, seen.waiting) == ((), ())
+    told = [("missing", "R1: its entry in the drop folder changed after it was ingested")]
+    assert subjects(site) == told
+    shutil.rmtree(site.plant.roll_path("R1"))
+    assert look(site, drop, watched, settle_s=0).ingested == ("R1",)
+    assert site.plant.roll("R1").lines == 320
+    for folder in folders:
+        (folder / "003.png").unlink()
+    look(site, drop, watched, settle_s=0)
+    assert subjects(site) == told
+
+
+def test_what_changes_under_an_ingest_is_told(
+    site: Site, drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_slowly(*rest: Any) -> None:
+        take(*rest)
+        put_strip(drop / "R1", 1)
+
+    put_strip(drop / "R1")
+    monkeypatch.setattr(watch, "take", take_slowly)
+    watched = Watched()
+    assert look(site, drop, watched, settle_s=0).ingested == ("R1",)
+    look(site, drop, watched, settle_s=0)
+    assert [kind for kind, _ in subjects(site)] == ["missing"]
+
+
+def test_an_entry_that_the_disk_has_no_room_for_waits_and_is_not_refused(
+    site: Site, drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full refuses as a full disk does; no entry is begun for a minute."""
+    put_strip(drop / "R1")
+    put_strip(drop / "R2")
+    watched, begun, now = Watched(), list[str](), [0.0]
+
+    def take_on_full_disk(site: Site, entry: Path, roll_id: str) -> None:
+        begun.append(roll_id)
+        with disk_errors(site.plant.roll_path(roll_id)), Path("/dev/full").open("wb", 0) as disk:
+            disk.write(b"pixels")
+
+    def seen() -> Seen:
+        return look(site, drop, watched, settle_s=0, monotonic=lambda: now[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "take", take_on_full_disk)
+        assert [(told.refused, told.waiting) for told in (seen(), seen())] == [((), ("R1", "R2"))] * 2
+    assert begun == ["R1"]
+    assert subjects(site) == [("disk", "R1 in the drop folder has no room in the plant, and waits for it")]
+    now[0] = FULL_S
+    assert seen().ingested == ("R1", "R2")
+
+
+def test_where_the_rolls_are_away_or_the_set_up_fails_a_watch_begins_no_night_after_night(
+    site: Site, drop: Path, small_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched()
+    put_strip(drop / "R1")
+
+    def seen(model: str = "default") -> Seen:
+        return look_on(site, drop, watched, model=model, rules=None, settle_s=0)
+
+    def refuse(*rest: Any) -> Any:
+        raise UserError("code 1 here, 2 at the worker: install the same as the others have", CONFIG)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Threads, "facts", refuse)
+        assert [seen().exit_code for _ in range(3)] == [CONFIG, 0, 0]
+    assert [kind for kind, _ in subjects(site)] == ["dead"]
+    (site.plant.home / "rolls").rename(site.plant.home / "away")
+    (drop / "R1").rename(drop.parent / "R1")
+    watched.stuck = None
+    later = [seen() for _ in range(2)]
+    assert [told.exit_code for told in later] == [LOCKED] * 2
+    assert "check whether its disk is mounted" in later[0].told and later[1].told == ""
+    with site.ledger.read() as session:
+        assert session.scalars(select(Slot.state)).all() == ["failed"]
+    site.plant.rolls.rmdir()
+    (site.plant.home / "away").rename(site.plant.home / "rolls")
+    assert seen().told.startswith("1 done")
 
 
 def test_a_roll_that_retention_took_away_does_not_come_back_until_its_entry_changes(

@@ -1,4 +1,20 @@
 "use strict";
+// A page that stands for longer than it should says so itself: nobody makes another while nothing runs.
+const OLD_H = 26, LOOK_MS = 60000;
+const old = document.querySelector(".old"), since = Number(old.dataset.made), until = Number(old.dataset.old ?? since + 3600 * OLD_H);
+const age = () => {
+  const now = Date.now() / 1000, hours = Math.floor((now - since) / 3600);
+  if (now < until) return;
+  old.textContent = `made ${hours} ${hours === 1 ? "hour" : "hours"} ago: the page is old`;
+  old.hidden = false;
+  const head = document.querySelector("header"), said = head.querySelector("strong");
+  if (head.className !== "calm") return;
+  head.className = "hold";
+  document.title = document.title.replace(said.textContent, "Old page");
+  said.textContent = "Old page";
+};
+age();
+setInterval(age, LOOK_MS);
 // Find and sort in the table of rolls; without a script it is read as it is.
 const table = document.querySelector(".sortable"), filter = document.querySelector(".filter");
 const WORDS = 3; // so many columns of words come first, then numbers, which are sorted from large to small

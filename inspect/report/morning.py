@@ -33,10 +33,21 @@ STATES = {
 }
 BAD = ("blocked", "unreadable", "missing", "failed")
 NEEDS_A_PERSON = (*BAD, "hold", "partial")
+# What is said of a job that did not do its work, in the order in which it weighs.
+TROUBLES = {
+    "late": "is late",
+    "missed": "was not begun",
+    "failed": "cannot run",
+    "dead": "was given up",
+    "retry": "is tried again",
+    "partial": "ended in part",
+    "skipped": "was left out",
+}
 AREA_M2 = 1000.0  # rates are per so much inspected strip
 CHART = (38.0, 8.0, 262.0, 84.0)  # of a trend, in its own units: left, top, width, height within the axes
 SPARK = (150.0, 26.0)  # of a row of past checks
 MAX_REASONS = 3  # per roll; its page has all
+MAX_WHY = 140  # characters of a job's fault in the head; the list of jobs has all
 
 _ALARMING = ("above", "risen", "drift")
 _NOTED = ("below", "fallen", "watch")
@@ -97,7 +108,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """The last check on the reference strip."""
+    """The last check on the reference strip; of several models the worst."""
 
     roll_id: str
     at: datetime
@@ -105,10 +116,21 @@ class Stability:
     is_baseline: bool
     checks: tuple[Check, ...]
     error: str | None = None  # why it could not be scanned
+    is_old: bool = False  # it says nothing of the last night
 
     @property
     def out(self) -> list[Check]:
         return [check for check in self.checks if not check.in_band]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What a job did not do."""
+
+    job: str
+    state: str  # a key of TROUBLES
+    since: datetime  # the last success, or the moment that it was to run at
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +156,8 @@ class Morning:
     model: str | None  # whose scores these are
     jobs: tuple[tuple[str, datetime | None], ...] = ()  # job and its last success
     alerts_waiting: int | None = None  # that should have gone out; None: there is no channel
+    troubles: tuple[Trouble, ...] = ()
+    old_at: datetime | None = None  # from then on another page should be there; a page that is opened says so
 
 
 def write_morning(path: Path, morning: Morning) -> Path:
@@ -170,6 +194,7 @@ def in_order(rolls: Sequence[RollLine]) -> list[RollLine]:
 def _content(m: Morning) -> dict[str, Any]:
     """All that the template shows."""
     rolls = in_order(m.rolls)
+    troubles = sorted(m.troubles, key=lambda t: list(TROUBLES).index(t.state))
     states = Counter(roll.state for roll in rolls)
     classes = sorted({name for night in m.nights for name in night.by_class})
     classes += sorted({name for roll in rolls for name, _ in roll.by_class} - set(classes))
@@ -182,6 +207,7 @@ def _content(m: Morning) -> dict[str, Any]:
     return {
         "m": m,
         "states": STATES,
+        "troubles": [(trouble, TROUBLES[trouble.state]) for trouble in troubles],
         "counts": {state: states[state] for state in STATES if states[state]},
         "needed": sum(states[state] for state in NEEDS_A_PERSON),
         "urgent": [_row(roll, kind) for roll in rolls if roll.state != "fine"],
@@ -194,7 +220,7 @@ def _content(m: Morning) -> dict[str, Any]:
         "nights": _nights(m.nights),
         "scores": [_scores(s, d, kind) for s, d in sorted(scores, key=_by_drift)],
         "checks": [] if m.stability is None else [_check(check) for check in _by_band(m.stability.checks)],
-        "warnings": _warnings(m, trends, scores),
+        "warnings": _warnings(m, troubles, trends, scores),
         "chart": CHART,
         "spark": SPARK,
         "area": f"{AREA_M2:,.0f} m²",
@@ -383,10 +409,18 @@ def _scores(scores: Scores, drift: Drift, kind: dict[str, int]) -> dict[str, Any
 
 
 def _warnings(
-    m: Morning, trends: Sequence[dict[str, Any]], scores: Sequence[tuple[Scores, Drift]]
+    m: Morning,
+    troubles: Sequence[Trouble],
+    trends: Sequence[dict[str, Any]],
+    scores: Sequence[tuple[Scores, Drift]],
 ) -> list[tuple[str, str, str]]:
     """What the head of the page says beside the rolls: (id of its section, short, longer)."""
     told = []
+    for trouble in troubles:
+        why = trouble.why if len(trouble.why) <= MAX_WHY else f"{trouble.why[:MAX_WHY]}…"
+        told.append(
+            ("jobs", f"{trouble.job} {TROUBLES[trouble.state]}", f"{trouble.since:%a %d %b %H:%M}: {why}")
+        )
     if m.stability is not None and (m.stability.error or m.stability.out):
         why = m.stability.error or ", ".join(check.name for check in m.stability.out)
         told.append(("stability", "Stability out of band", why))

@@ -75,6 +75,8 @@ def tick(ledger: LedgerUrl = None, home: Home = None, as_json: Json = False) -> 
     from rollsight.jobs.ticker import tick as tick_once
 
     with open_at_work(home, ledger) as site:
+        if not site.line.jobs:
+            raise _nothing_scheduled(site)
         told = tick_once(site, on_roll=_bar)
         _tell_tick(told, as_json=as_json)
         if told.exit_code:
@@ -126,7 +128,7 @@ def run_slot(
 ) -> None:
     """Run one moment of a job, once, however often it is asked for: for a scheduler that counts moments."""
     from rollsight.jobs import console
-    from rollsight.jobs.ticker import begin_slot, deadline_of
+    from rollsight.jobs.ticker import begin_slot, deadline_of, ended_with
     from rollsight.jobs.ticker import run_slot as run_held
 
     moment = _moment(at)
@@ -136,8 +138,8 @@ def run_slot(
         if slot is None:
             if as_json:
                 console.emit({"job": job, "at": moment.isoformat(), "state": state})
-            else:
-                console.say(f"job {job} of {moment.isoformat()} has ended before: {state}")
+            told = f"job {job} of {moment.isoformat()} has ended before: {state}"
+            _end(ended_with(site, job, moment), told, as_json=as_json)
             return
         until = deadline_of(site, slot)
         code, told = run_held(site, slot, entry, until, early=True, on_roll=_bar)
@@ -394,7 +396,9 @@ def _tell_tick(told: Any, *, as_json: bool) -> None:
         return
     for slot in ran:
         console.say(f"{slot['job']} of {slot['at']}: {slot['told']}")
-    if not ran:
+    if told.left_out:
+        console.say(f"left out, as catch_up, max_age_h or deadline_h say: {told.left_out} moments")
+    elif not ran:
         console.say("nothing was due")
 
 

@@ -38,12 +38,20 @@ PATIENCE_S = 120.0  # with a server that is started anew
 MIGRATIONS = Path(__file__).parent / "migrations"
 NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "fuse.sshfs", "afs")
 _MIGRATING = 0x526F6C6C  # PostgreSQL advisory lock: one process at a time changes the schema
+# A server that is gone without a word (power, firewall) is given up after a minute; TCP waits two hours.
+# PostgreSQL 17, 32.1.2, Parameter Key Words: in s, the last one in ms.
+_SILENCE = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 _RAISED = "P0001"  # PostgreSQL: a trigger's own exception
 _READ_ONLY = ("readonly", "read-only", "read only")
 
 
 class LedgerAwayError(UserError):
-    """The database is busy or does not answer: exit code 75, worth another try."""
+    """The database is busy, its disk full, or it does not answer: exit code 75, worth another try."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, LOCKED)
@@ -207,7 +215,9 @@ def fault_of(error: DBAPIError, where: str) -> UserError:
     if isinstance(error.orig, sqlite3.Error):
         if "locked" in lower or "busy" in lower:
             return LedgerAwayError(f"ledger {where} is held by another process: try again later")
-        if "full" in lower or "disk i/o" in lower:
+        if "full" in lower:
+            return LedgerAwayError(f"ledger {where}: {said}: make room on its disk")
+        if "disk i/o" in lower:
             return UserError(f"ledger {where}: {said}: make room on its disk", FAILED)
         if "not a database" in lower or "malformed" in lower:
             return UserError(
@@ -233,7 +243,7 @@ def _postgresql(place: URL, where: str) -> Engine:
         return create_engine(
             place,
             pool_pre_ping=True,  # a server that was started anew drops every connection
-            connect_args={"connect_timeout": CONNECT_S, "application_name": "rollsight"},
+            connect_args={"connect_timeout": CONNECT_S, "application_name": "rollsight"} | _SILENCE,
         )
     except ImportError:
         raise UserError(

@@ -99,9 +99,10 @@ class Run(Leased, Table):
 
     Unique by roll, when it was closed, model, rules and `rescan` (0; one more each time that `--rescan` asks
     for it again), whatever version of the code does it. state: due, running, retry, done, failed (not tried
-    again), dead (5 attempts), gone (the roll is no longer there), replaced (the roll, the model of that name
-    or its rules became another before its turn, and it is due anew, or no job names them). The columns from
-    `run_id` on are known once it was planned, those from `lines` on once it is done.
+    again), dead (5 attempts), gone (the roll is no longer there; due again when it is back), replaced (the
+    roll, the model of that name or its rules became another before its turn, and it is due anew, or no job
+    names them). The columns from `run_id` on are known once it was planned, those from `lines` on once it is
+    done.
     """
 
     __tablename__ = "run"

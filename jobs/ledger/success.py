@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from rollsight.jobs.ledger.schema import Slot
+from rollsight.jobs.ledger.schema import Event, Slot
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -10,9 +10,17 @@ from sqlalchemy.orm import Session
 SUCCESS = ("done", "partial", "retry", "running")
 
 
-def last_success(session: Session) -> dict[str, datetime]:
-    """Job -> when the last of its slots ended that was worked through; a job without one is left out."""
-    rows = session.execute(
-        select(Slot.job, func.max(Slot.ended_at)).where(Slot.state.in_(SUCCESS)).group_by(Slot.job)
-    )
+def last_success(session: Session, by: datetime | None = None) -> dict[str, datetime]:
+    """Job -> when the last of its slots ended that was worked through; a job without one is left out.
+
+    by: what ended later does not count, since a clock that was ahead said when.
+    """
+    ended = (Slot.state.in_(SUCCESS), *(() if by is None else (Slot.ended_at <= by,)))
+    rows = session.execute(select(Slot.job, func.max(Slot.ended_at)).where(*ended).group_by(Slot.job))
     return {job: at for job, at in rows if at is not None}
+
+
+def first_seen(session: Session, job: str, by: datetime) -> datetime | None:
+    """When a job of line.yaml was first ticked, by that moment; None where it never was."""
+    seen = (Event.kind == "job.seen", Event.detail == job, Event.at <= by)
+    return session.scalar(select(func.min(Event.at)).where(*seen))
