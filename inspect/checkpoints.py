@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.tensor_errors import tensor_errors
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -58,10 +59,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     """One safetensors file, durable and put in place by rename."""
     temporary = path.with_suffix(".tmp")
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    save_file(whole, temporary, metadata=metadata)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with tensor_errors(path):
+        save_file(whole, temporary, metadata=metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def resume(

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rollsight.inspect.defects import EIGHT
+from rollsight.inspect.defect_mask import defect_mask
 from rollsight.inspect.tiles import CELL, up_to_cell
-from scipy import ndimage
 from torch import Tensor, nn
 
 MARGIN_PX = (24, 64)  # of strip shown around a defect: as much as it is long or wide, within these
@@ -68,7 +67,8 @@ def explain_defect(
     window = np.pad(gray, ((0, 0), *pad), mode="edge")
     mask = np.zeros((bottom - top, right - left), dtype=np.bool_)
     view = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
-    mask[view] = _defect(read_mask(y0, y1)[:, x0:x1] == kind, box, (y0, x0))
+    of_class = read_mask(y0, y1)[:, x0:x1] == kind
+    mask[view] = defect_mask(of_class, (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0))
     heat = grad_cam(net, window, mask, kind)[view]
     largest = float(heat.max())
     return Explanation(
@@ -176,17 +176,3 @@ def _view(start: int, stop: int, middle: int, size: int, least: int = 0) -> tupl
         start, stop = middle - MAX_VIEW_PX // 2, middle + MAX_VIEW_PX // 2
     margin = max(int(np.clip(stop - start, *MARGIN_PX)), (least - stop + start) // 2)
     return max(0, start - margin), min(size, stop + margin)
-
-
-def _defect(
-    found: NDArray[np.bool_], box: tuple[int, int, int, int], origin: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """The component of `found` (h, w), from line and px `origin` on, that fills the defect's box best."""
-    inside = np.zeros_like(found)
-    y0, x0 = origin
-    inside[max(box[1] - y0, 0) : box[3] - y0, max(box[0] - x0, 0) : box[2] - x0] = True
-    ids, count = ndimage.label(found & inside, structure=EIGHT)
-    if count == 0:
-        return found & inside
-    chosen: NDArray[np.bool_] = ids == np.bincount(ids.ravel())[1:].argmax() + 1
-    return chosen

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rollsight.inspect.errors import UserError
 from rollsight.inspect.labels import LabelledData, is_rolls
+from rollsight.inspect.tensor_errors import tensor_errors
 from rollsight.inspect.tiles import CELL
 from rollsight.inspect.windows import cut_windows
 from safetensors import SafetensorError
@@ -42,7 +43,8 @@ def write_golden(folder: Path, windows: NDArray[np.float32], run: Run) -> None:
     """Keep the windows (N, M, H, W) in a model's folder with the logits (N, K + 1, H, W) that `run` gives."""
     # Stacked planes of a channels-last net keep its order, and save_file takes any order for C.
     logits = np.ascontiguousarray(np.stack([run(window) for window in windows]))
-    save_file({"windows": np.ascontiguousarray(windows), "logits": logits}, folder / GOLDEN)
+    with tensor_errors(folder / GOLDEN):
+        save_file({"windows": np.ascontiguousarray(windows), "logits": logits}, folder / GOLDEN)
 
 
 def check_golden(folder: Path, run: Run, *, rounded: bool, who: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rollsight.inspect.errors import CONFIG, UserError
 from rollsight.inspect.golden import GOLDEN, write_golden
 from rollsight.inspect.promoted import Step, read_pointer
+from rollsight.inspect.tensor_errors import tensor_errors
 from rollsight.inspect.tiles import CELL
 
 if TYPE_CHECKING:
@@ -206,7 +207,8 @@ def save_model(
     halo = halo_px(net)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file({name: t.contiguous() for name, t in net.state_dict().items()}, staging / WEIGHTS)
+        with tensor_errors(staging / WEIGHTS):
+            save_file({name: t.contiguous() for name, t in net.state_dict().items()}, staging / WEIGHTS)
         export_onnx(net, staging / GRAPH)
         if golden is not None:
             write_golden(staging, golden, lambda window: _logits(net, window))

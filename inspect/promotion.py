@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rollsight.inspect.calibrate import NONE_SEEN
 from rollsight.inspect.compare import LESS_IS_BETTER, compare
 from rollsight.inspect.engines import open_engine
 from rollsight.inspect.errors import CONFIG, FAILED, USAGE, UserError
@@ -144,7 +145,13 @@ def roll_back(plant: Plant, *, by: str, at: datetime) -> Step:
     history = read_pointer(plant.models).history
     before = _before(history)
     if before is not None and before.model is not None:
-        model = open_model(before.model, plant.models)
+        try:
+            model = open_model(before.model, plant.models)
+        except UserError as fault:
+            raise UserError(
+                f"{fault}: it was the default before; take {plant.models / POINTER} away to return to the "
+                "shipped model"
+            ) from None
         if (model.hash, decides(model.card)) != (before.model_hash, before.decides):
             raise UserError(
                 f"model {before.model!r} was changed since it was the default: promote it anew, or take "
@@ -230,9 +237,12 @@ def _judged(
         passed = value is not None and value >= bound
         rows.append(Verdict(where, f"{figure} >= {bound:g}", _span(figures[figure]), passed))
     for figure, bound in gate.at_most.items():
-        value = figures[figure]["value"]
+        value, said = figures[figure]["value"], _span(figures[figure])
         passed = value is not None and value <= bound
-        rows.append(Verdict(where, f"{figure} <= {bound:g}", _span(figures[figure]), passed))
+        mpx = tallies["candidate"].report()["false_alarms"]["mpx"]
+        if figure in LESS_IS_BETTER and bound * mpx < NONE_SEEN:  # no alarm at all would show no less
+            passed, said = False, f"{said}; {mpx:.3g} Mpx are too few to show it"
+        rows.append(Verdict(where, f"{figure} <= {bound:g}", said, passed))
     for figure, margin in gate.no_worse.items():
         difference = differences[0][figure]
         low, high = difference["low"], difference["high"]

@@ -125,8 +125,9 @@ def train(
                 miou = mean_iou(average.module, held, mixed) if due else math.nan
                 progress = _judged(progress, miou, run / BEST, average.module)
                 figures["val_miou"] = miou
-            save_checkpoint(run / CHECKPOINT, json.dumps(identity), progress, net, average, optimiser)
+            # The curve first: what it has beyond the checkpoint after a kill, `forget_after` takes away.
             add_to_curve(run / CURVE, step + 1, figures)
+            save_checkpoint(run / CHECKPOINT, json.dumps(identity), progress, net, average, optimiser)
             rows = []
     if progress.best >= 0:
         load_weights(run / BEST, average.module)
@@ -186,12 +187,12 @@ def _check(
 ) -> None:
     """Refuse what needs no look at the images."""
     check_recipe(recipe, len(data))
-    if shares and (len(shares) != len(data) or min(shares) <= 0):
+    if shares and (len(shares) != len(data) or not all(0 < share < math.inf for share in shares)):
         raise UserError(
             f"{len(shares)} shares for {len(data)} sources: give one positive share for each", USAGE
         )
     share_bounds(shares or [1.0] * len(data), recipe)
-    if until and (len(until) != len(data) or not 0 < min(until) <= max(until) == 1):
+    if until and (len(until) != len(data) or not all(0 < share <= 1 for share in until) or max(until) < 1):
         raise UserError(
             f"until {', '.join(f'{share:g}' for share in until)} for {len(data)} sources: give each the "
             "share of the steps that it is drawn in, above 0, and at least one of them 1",
@@ -246,7 +247,7 @@ def _train_mode(net: nn.Module, recipe: Recipe) -> None:
 
 
 def _descend(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, run: Path, step: int) -> None:
-    """One step down the gradient; UserError where the loss is not finite."""
+    """One step down the gradient; UserError where the loss, or its gradient, is not finite."""
     if not loss.isfinite():
         raise UserError(
             f"step {step + 1}: the loss is {loss.item()}: try a lower learning rate; "
@@ -254,7 +255,11 @@ def _descend(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, run
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+    if not (norm := nn.utils.clip_grad_norm_(net.parameters(), 5.0)).isfinite():
+        raise UserError(
+            f"step {step + 1}: the gradient is {norm.item()}: try a lower learning rate; "
+            f"the last checkpoint is in {run}"
+        )
     optimiser.step()
 
 

@@ -60,7 +60,11 @@ def read_batch(path: Path) -> list[str]:
             if rows.fieldnames is None or "roll_id" not in rows.fieldnames:
                 has = ", ".join(rows.fieldnames or ()) or "none"
                 raise UserError(f"{path} needs a column roll_id; it has {has[:200]}", USAGE)
-            found = [_row(path, rows.line_num, row) for _, row in zip(range(MAX_ROWS), rows, strict=False)]
+            found: list[tuple[int, str]] = []
+            for row in rows:
+                if len(found) == MAX_ROWS:
+                    raise UserError(f"{path} has over {MAX_ROWS:,} rows: give it in parts", USAGE)
+                found.append(_row(path, rows.line_num, row))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: name a CSV file that is there", USAGE) from None
     except (UnicodeDecodeError, csv.Error) as error:

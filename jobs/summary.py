@@ -56,7 +56,7 @@ def summarise(
         "width_mm": None if strip.mm_per_px_x is None else round(width_px * strip.mm_per_px_x, 3),
         "coverage": coverage,
         "verdict": "HOLD" if reasons else "UNGRADED",
-        "reasons": reasons or ["no rules file was asked for, so the roll is not graded"],
+        "reasons": reasons or ["grading rules do not exist yet, so the roll is not graded"],
         "defects": table.num_rows,
         "by_class": {name: counts.get(name, 0) for name in plan.classes},
         "classes": list(plan.classes),

@@ -10,7 +10,7 @@ import pytest
 from rollsight.inspect.errors import FAILED, USAGE, UserError
 from rollsight.inspect.plant import Plant
 from rollsight.inspect.rolls import RollWriter, Strip
-from rollsight.jobs.batch import choose_rolls
+from rollsight.jobs.batch import MAX_ROWS, choose_rolls
 
 NOW = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 
@@ -71,6 +71,12 @@ MISTAKES = {
     "no rows": ({}, "roll_id\n", USAGE, "names no roll"),
     "an empty file": ({}, "", USAGE, "needs a column roll_id; it has none"),
     "a path as id": ({}, "roll_id\nR1\n../R2\n", USAGE, "line 3: '../R2' is no roll id"),
+    "too many rows": (
+        {},
+        "roll_id\n" + "R1\n" * (MAX_ROWS + 1),
+        USAGE,
+        "has over 100,000 rows: give it in parts",
+    ),
     "no number": ({}, "roll_id,priority\nR1,high\n", USAGE, "line 2: priority 'high' is no number"),
     "not UTF-8": ({}, "roll_id\nR\udcff\n", USAGE, "is not readable as CSV"),
 }

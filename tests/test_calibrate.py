@@ -247,6 +247,14 @@ def test_a_mask_value_beyond_the_classes_is_refused_with_the_file(tmp_path):
         fit_thresholds(model_of("pit"), pits_only, data, budget_per_mpx=60.0)
 
 
+def test_steel_without_a_defect_true_or_found_says_nothing_of_the_temperature(tmp_path):
+    """Every temperature explains no px alike; the first of the list was taken, four times too sure."""
+    quiet = np.full((SIDE, SIDE), 120, np.uint8)
+    data = open_labels(folder(tmp_path / "d", [(quiet, quiet * 0)] * 4))
+    fitted = fit_thresholds(model_of("pit", temperature=1.5), pits_only, data, budget_per_mpx=60.0)
+    assert fitted.temperature == 1.5 and fitted.ece == (0, 0)
+
+
 def test_a_net_that_is_three_times_too_sure_gets_temperature_three(tmp_path):
     """Masks drawn from the probability that the gray stands for."""
     rng = np.random.default_rng(2)

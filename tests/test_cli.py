@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from rollsight.inspect.rolls import RollWriter, Strip
 
 BENCH = Path(__file__).parent.parent / "bench"
 
 SCAN_KEYS = {
     "roll_id", "run_id", "engine", "executor", "length_m", "width_mm", "coverage", "defects", "by_class",
-    "seconds", "mpix_s", "peak_rss_mb", "verdict", "table", "page",
+    "seconds", "mpix_s", "peak_rss_mb", "verdict", "reasons", "table", "page",
 }  # fmt: skip
 
 
@@ -91,7 +93,21 @@ def test_rolls_lists_the_roll_and_its_runs(home: Path) -> None:
     [line] = inspect(home, "rolls", "--json").stdout.splitlines()
     row = json.loads(line)
     assert (row["roll_id"], row["lines"], row["width_px"]) == ("R1", 1500, 400)
-    assert run_id in row["runs"]
+    assert row["runs"][-1] == run_id and not row["growing"]
+
+
+def test_rolls_lists_what_grows_and_ends_with_3_where_one_cannot_be_read(home: Path, tmp_path: Path) -> None:
+    rolls = tmp_path / "rolls"
+    writer = RollWriter(rolls / "R2.zarr", Strip("R2", "top", ("bright",), 1.0, 1.0), 64, np.uint8, live=True)
+    writer.append(np.zeros((1, 4096, 64), dtype=np.uint8))
+    (rolls / "R3.zarr").mkdir()
+
+    told = inspect(tmp_path, "rolls", "--json")
+
+    assert (told.returncode, told.stderr.count("\n")) == (3, 1) and "R3" in told.stderr
+    [row] = [json.loads(line) for line in told.stdout.splitlines()]
+    assert (row["roll_id"], row["growing"]) == ("R2", True)
+    assert "R2 (growing)" in inspect(tmp_path, "rolls").stdout
 
 
 def test_models_lists_the_shipped_models_with_their_cards(home: Path) -> None:

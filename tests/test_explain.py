@@ -95,6 +95,26 @@ def test_of_a_long_scratch_the_middle_is_shown():
     assert told.y0 < 1500 < told.y0 + told.mask.shape[0]
 
 
+def test_a_larger_spot_in_the_box_of_a_scratch_is_not_taken_for_it():
+    image, mask = strip_with_spots()
+    mask[180:200, 200:220] = 0
+    scratch = np.eye(100, 256, k=40, dtype=bool)
+    mask[:100][scratch] = 1
+
+    told = explain_defect(
+        SeesDark(),
+        64,
+        (256, 256),
+        lambda a, b: image[:, a:b],
+        lambda a, b: mask[a:b],
+        (40, 0, 140, 100),
+        1,
+        "",
+    )
+
+    assert mask.sum() == 500 and told.mask.sum() == 100
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_in_every_net_a_large_defect_is_explained_by_coarser_features_than_a_pit(name):
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ from rollsight.jobs.ledger.database import (
     upgrade,
 )
 from rollsight.jobs.ledger.events import add_event
-from rollsight.jobs.ledger.outbox import inserted, put_alert
+from rollsight.jobs.ledger.outbox import inserted, put_alert, put_held_back
 from rollsight.jobs.ledger.schema import Alert, Event, Run, Slot, Table
 from sqlalchemy import create_engine, delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -138,6 +138,18 @@ def test_an_alert_goes_into_the_outbox_once_and_not_without_its_change(ledger: L
         raise RuntimeError("the change did not come about")
     with ledger.read() as session:
         assert session.scalars(select(Alert.subject)).all() == ["roll R1 is on HOLD"]
+
+
+def test_a_roll_made_again_under_its_id_and_held_again_is_another_alert(ledger: Ledger) -> None:
+    """Its run has the same id: that is of the roll's size and how it was scanned."""
+    for closed_at in (NOW, NOW, NOW + timedelta(days=1)):
+        run = Run(
+            roll_id="R1", run_id="a1", closed_at=closed_at, rescan=0, verdict="HOLD", folder="runs/R1/a1"
+        )
+        with ledger.write() as session:
+            put_held_back(session, NOW, run, ["coverage 90% is under 99%"])
+    with ledger.read() as session:
+        assert len(session.scalars(select(Alert)).all()) == 2
 
 
 def test_slots_are_claimed_by_priority_then_age_and_each_once(ledger: Ledger) -> None:

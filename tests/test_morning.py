@@ -26,6 +26,7 @@ from rollsight.inspect.report.morning import (
     render,
     write_morning,
 )
+from rollsight.inspect.report.page import COLOURS
 from rollsight.inspect.trends import SCORE_BINS
 from rollsight.jobs.ledger.events import add_event
 from rollsight.jobs.ledger.outbox import put_alert
@@ -144,6 +145,28 @@ def test_alerts_that_are_stuck_stand_in_the_head():
 
 def test_coverage_is_never_rounded_up():
     assert "99.99 %" in render(morning(fine("F1", coverage=0.99999)))
+
+
+def test_the_coverage_of_a_night_counts_rolls_that_were_not_seen_at_all():
+    """1000 m at 100 % and 1000 m at 0 %: half of the strip. A roll without a scale has no area."""
+    seen, unseen = fine("F1", coverage=1.0), replace(fine("H1", coverage=0.0), state="hold")
+    no_scale = fine("F2", coverage=0.2, length_m=None, width_mm=None)
+
+    for rolls in ((seen, unseen), (seen, unseen, no_scale)):
+        assert "<b>50.00 %</b><span>of their strip inspected" in render(morning(*rolls))
+    assert "<b>0.00 %</b>" in render(morning(unseen))
+    assert "<b>–</b><span>of their strip inspected" in render(morning(no_scale))
+
+
+def test_a_class_has_the_colour_of_its_place_in_the_model_as_on_the_page_of_a_roll():
+    """The model's order is not that of the alphabet; a class of another model comes after."""
+    night = Night(NOW.date(), 1000.0, {"scale": 0, "pit": 4, "crack": 1}, {"fine": 1})
+    other = replace(fine("F1"), by_class=(("blister", 1), ("pit", 2)))
+    html = render(morning(other, nights=(night,)))
+
+    named = re.findall(r'<i class="key k(\d+)"></i>(\w+)</span>', html)
+    assert named == [("0", "scale"), ("1", "pit"), ("2", "crack"), ("3", "blister")]
+    assert f".k1{{fill:{COLOURS[1]};" in html
 
 
 def nights(counts: list[int], **classes: list[int]) -> tuple[Night, ...]:

@@ -205,6 +205,24 @@ def test_a_mark_tells_its_figures(crowded_open: dict[str, Any]) -> None:
     assert lines[3].startswith("score 0.")
 
 
+def test_a_mark_of_a_crowded_page_tells_its_figures_as_the_gallery_does(roll: Roll, tmp_path: Path) -> None:
+    """Whole numbers from 100 on, on a strip of 2.5 m."""
+    run, _ = write_run(tmp_path, roll, 2001)
+    summary = json.loads((run / "summary.json").read_text()) | {"mm_per_px_x": 5.3}
+    (run / "summary.json").write_text(json.dumps(summary))
+    table = pq.read_table(run / "defects.parquet")
+    figures = {"x_mm": 1237.6, "length_mm": 1234.0, "width_mm": 45.62, "area_mm2": 345.6}
+    for name, value in figures.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array([value] * len(table)))
+    pq.write_table(table, run / "defects.parquet")
+    page = write_page(run, roll, lambda y0, y1: np.zeros((y1 - y0, WIDTH), np.uint8))
+    lines = opened(run, tmp_path)["tip"].split("\n")
+
+    assert lines[1].endswith(" m · x 1,238 mm")
+    assert lines[2] == "1,234 × 45.6 mm (along × across), 346 mm²"
+    assert "x 1,238 mm</b>" in page.read_text() and "1,234 × 45.6 mm · 346 mm²" in page.read_text()
+
+
 def test_marks_with_a_picture_lie_on_top_and_lead_to_it(crowded_open: dict[str, Any]) -> None:
     assert crowded_open["links"] >= 60
     assert crowded_open["onTop"]

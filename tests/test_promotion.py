@@ -100,6 +100,15 @@ def test_fewer_than_ten_defects_are_a_shut_gate(plant):
     assert miou.found == f1_h.found == "too few defects or groups to tell"
 
 
+def test_an_area_too_small_to_show_so_few_false_alarms_is_a_shut_gate(plant):
+    """Without any alarm the upper limit on 0.01 Mpx is 300 per Mpx."""
+    update_card(plant.model("one"), thresholds={"pit": 0.999, "scratch": 0.999})
+    gates(plant, "at_most: {fa_per_mpx: 30}")
+    _, [_, few] = judge(plant, "one")
+
+    assert not few.passed and few.found.startswith("0.000") and "Mpx are too few to show it" in few.found
+
+
 def test_a_model_that_is_worse_by_more_than_the_margin_is_stopped(plant):
     """The default marks almost nothing, the candidate almost all: more false alarms, beyond any chance."""
     update_card(plant.model("one"), thresholds={"pit": 0.05, "scratch": 0.05})
@@ -153,6 +162,17 @@ def test_a_promoted_model_that_was_changed_or_is_gone_is_not_used(plant):
     assert changed.value.exit_code == gone.value.exit_code == CONFIG
     assert called(roll_back(plant, by="qe", at=AT)) == "shipped"
     assert plant.model("default").folder == DEFAULT
+
+
+def test_where_the_model_before_is_gone_the_way_to_the_shipped_one_is_told(plant):
+    for name in ("one", "two"):
+        promote(plant, plant.model(name), PASSED, by="qe", at=AT)
+    shutil.rmtree(plant.models / "one")
+
+    with pytest.raises(
+        UserError, match=r"no model 'one': .* take .*default.json away to return to the shipped"
+    ):
+        roll_back(plant, by="qe", at=AT)
 
 
 def test_a_model_of_classes_that_the_default_lacks_is_promoted_where_no_gate_compares(plant):

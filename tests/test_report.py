@@ -319,6 +319,69 @@ def test_parts_joined_over_inspected_strip_say_so_and_hide_no_edge(tmp_path: Pat
     assert len(strip_map.frame_of(summary | {"not_inspected_exact": True}).edge_lines) == 1
 
 
+def test_parts_are_counted_as_they_are_listed_and_other_counts_are_told(tmp_path: Path, roll: Roll) -> None:
+    """A part of 100 lines lies in three rows of 64: summary.json counts three, the page one."""
+    text = Elements(written(make_run(tmp_path, not_inspected_parts=3), roll)).text
+
+    assert "inspected 1 part not inspected" in text
+    assert "summary.json counts 3, each row by itself" in text
+    joined = {"not_inspected_parts": 3000, "not_inspected_exact": False}
+    assert "inspected 3,000 parts not inspected" in Elements(written(make_run(tmp_path, **joined), roll)).text
+
+
+def test_all_parts_of_a_summary_are_hatched_and_more_are_told(tmp_path: Path, roll: Roll) -> None:
+    """A summary lists up to 2,000."""
+    rows = [
+        {"x0": x, "x1": x + 3, "y0": 5 * y, "y1": 5 * y + 2} for y in range(515) for x in (20, 60, 99, 140)
+    ]
+    parts = [row | {"reason": "dark"} for row in rows]
+    all_of_them, more = (
+        Elements(written(make_run(tmp_path, not_inspected=some), roll)) for some in (parts[:2000], parts)
+    )
+
+    assert len(all_of_them.all("rect", "flag")) == 2000
+    assert "hatched, largest first" not in all_of_them.text
+    assert "2,000 of 2,060 parts not inspected hatched, largest first; the coverage counts all." in more.text
+
+
+def faint_line(y0: int, y1: int, *, mm: bool = True) -> dict[str, Any]:
+    """A faint line at 30 px from the drive-side edge, as a summary has it."""
+    return {
+        **{"class": "scratches", "evidence": 91.5, "in_table": 0.25},
+        **{"x_mm": 15.0 if mm else None, "y_m": y0 / 1000 if mm else None},
+        **{"length_mm": float(y1 - y0) if mm else None, "x0": 40, "y0": y0, "x1": 48, "y1": y1},
+    }
+
+
+@pytest.mark.parametrize(("mm", "row"), [(True, "15 0.640 1,920 25"), (False, "30 640 1,920 25")])
+def test_faint_lines_are_told_drawn_and_listed_longest_first(
+    roll: Roll, tmp_path: Path, *, mm: bool, row: str
+) -> None:
+    lines = [faint_line(64, 704, mm=mm), faint_line(640, 2560, mm=mm)]
+    page = Elements(written(make_run(tmp_path, rows=[], mm=mm, faint_lines=lines), roll))
+
+    assert "0 defects found 2 faint lines" in page.text
+    assert "of the strip that was inspected, but 2 faint lines along it" in page.text
+    assert f"scratches {row} scratches" in page.text
+    assert [a.get("x") for a in page.all("rect", "faint")][:3] == [None, "21.333%", "2.133%"]
+    assert "faint_lines.csv" in {a["href"] for a in page.all("a")}
+
+
+def test_of_many_faint_lines_the_longest_are_listed_and_none_are_told_where_looked_for(
+    roll: Roll, tmp_path: Path
+) -> None:
+    many, none = (
+        Elements(written(make_run(tmp_path, rows=[], faint_lines=lines), roll))
+        for lines in ([faint_line(0, 64 * n) for n in range(1, 41)], [])
+    )
+
+    assert "The 30 longest; all are in faint_lines.csv." in many.text
+    assert "15 0.000 704 25" in many.text and "15 0.000 640 25" not in many.text
+    assert "None was found by the evidence summed along the strip." in none.text
+    assert "No defect was found in the 96.66 % of the strip that was inspected." in none.text
+    assert "faint_lines.csv" in {a["href"] for a in none.all("a")}
+
+
 def test_the_class_table_counts_measures_and_rates_by_inspected_length(html: str) -> None:
     text = Elements(html).text
 
@@ -458,6 +521,24 @@ def test_the_outline_lies_on_the_border_of_the_mask(roll: Roll) -> None:
     assert len(points) == 4  # a square pit has four straight borders
     assert crop.others == ""
     assert crop.along.size / crop.along.share * 100 == pytest.approx(48.0)  # mm: 32 px of 1 mm across, 3 : 2
+
+
+@pytest.mark.parametrize("long", [1, 40])  # 40: in blocks of several lines, read in several goes
+def test_another_defect_of_its_class_in_its_box_is_drawn_as_another(roll: Roll, long: int) -> None:
+    """A thin slanted scratch, and in a corner of its box a blob of many more px."""
+    mask = np.zeros((LINES, WIDTH), np.uint8)
+    for y in range(60 * long):
+        mask[200 + y, 50 + y // long : 52 + y // long] = 3
+    alone = mask.copy()
+    mask[200 : 200 + 24 * long, 86:110] = 3
+    frame = strip_map.frame_of(json.loads((make_run(roll.path.parent) / "summary.json").read_text()))
+    box = np.array([50, 200, 111, 200 + 60 * long])
+    drawn, expected = (
+        crops.crop(roll, lambda y0, y1, mask=mask: mask[y0:y1], frame, box, 2) for mask in (mask, alone)
+    )
+
+    assert drawn.outline == expected.outline
+    assert drawn.others and not expected.others
 
 
 @given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import json
+import resource
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -67,6 +68,32 @@ def test_a_run_that_was_stopped_and_resumed_gives_bit_identical_weights(data, tm
     whole, cut = (load_file(tmp_path / run / CHECKPOINT) for run in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)  # the optimiser's state too
+
+
+def test_a_kill_between_curve_and_checkpoint_loses_no_row(data, tmp_path, uninterrupted, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("add_to_curve", "save_checkpoint"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(f"rollsight.inspect.train.{name}", killed)
+            train(data, tmp_path / "cut", TINY)
+    resumed = train(data, tmp_path / "cut", TINY)
+
+    assert_same_weights(resumed, uninterrupted)
+    whole, cut = ((tmp_path / run / CURVE).read_text() for run in ("whole", "cut"))
+    assert cut == whole
+
+
+def test_a_full_disk_ends_a_training_in_one_line(data, tmp_path):
+    """The system lets a file have 64 KiB at most: safetensors says so by an error that is no OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*checkpoint.safetensors: .*; free the disk"):
+            train(data, tmp_path / "run", TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_run_that_something_else_drew_numbers_before_is_the_same(data, tmp_path, uninterrupted):

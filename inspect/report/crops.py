@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rollsight.inspect.defect_mask import defect_mask
 from rollsight.inspect.report.strip_map import Defects, Frame, nice
 from rollsight.inspect.rolls import NOT_INSPECTED, Roll
 
@@ -164,7 +165,15 @@ def _reduced(
             flags = np.zeros((count * step_y, columns * step_x), np.bool_)
             flags[place] = values
             target[row : row + count] = flags.reshape(count, step_y, columns, step_x).any(axis=(1, 3))
-    return image, own, others, seen
+    # Others of its class in its box are told apart once all lines are read: they are whole only then.
+    in_blocks = (
+        (int(box[0]) - column) // step_x,
+        (int(box[1]) - first) // step_y,
+        -((column - int(box[2])) // step_x),
+        -((first - int(box[3])) // step_y),
+    )
+    one = defect_mask(own, in_blocks)
+    return image, one, others | (own & ~one), seen
 
 
 def _stretch(image: NDArray[np.float32], seen: Bools) -> NDArray[np.uint8]:

@@ -72,11 +72,18 @@ class RollLine:
     model: str | None = None  # where several models were at work
 
     @property
-    def area_m2(self) -> float | None:
-        """Inspected strip; None where the roll has no scale."""
+    def strip_m2(self) -> float | None:
+        """Strip, inspected or not; None where the roll has no scale."""
         if self.length_m is None or self.width_mm is None:
             return None
-        return self.length_m * self.width_mm / 1000 * (1.0 if self.coverage is None else self.coverage)
+        return self.length_m * self.width_mm / 1000
+
+    @property
+    def area_m2(self) -> float | None:
+        """Inspected strip; None where the roll has no scale."""
+        if self.strip_m2 is None:
+            return None
+        return self.strip_m2 * (1.0 if self.coverage is None else self.coverage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class Night:
 
     day: date  # on which they end
     area_m2: float  # of rolls with a scale
-    by_class: dict[str, int]  # of the same rolls
+    by_class: dict[str, int]  # of the same rolls; classes in the order of the model
     states: dict[str, int]  # rolls by state
     covered_m2: float = 0.0  # strip of these rolls, inspected or not
 
@@ -196,14 +203,15 @@ def _content(m: Morning) -> dict[str, Any]:
     rolls = in_order(m.rolls)
     troubles = sorted(m.troubles, key=lambda t: list(TROUBLES).index(t.state))
     states = Counter(roll.state for roll in rolls)
-    classes = sorted({name for night in m.nights for name in night.by_class})
+    # In the order of the model that is judged: a class has the colour that it has on the pages of its rolls.
+    classes = list(dict.fromkeys(name for night in reversed(m.nights) for name in night.by_class))
     classes += sorted({name for roll in rolls for name, _ in roll.by_class} - set(classes))
     kind = {name: i for i, name in enumerate(classes)}
     trends = _trends(m.nights, classes, kind)
     scores = [(s, score_drift(s.reference, s.now)) for s in m.scores]
     inspected = [roll for roll in rolls if roll.coverage is not None]
     area = sum(roll.area_m2 or 0.0 for roll in inspected)
-    whole = sum((roll.area_m2 or 0.0) / roll.coverage for roll in inspected if roll.coverage)
+    whole = sum(roll.strip_m2 or 0.0 for roll in inspected)
     return {
         "m": m,
         "states": STATES,

@@ -6,7 +6,10 @@ const shapes = data.shapes.map((d) => new Path2D(d));
 const inks = data.colours.map((c) => (0xff000000 | Number("0x" + c.slice(5, 7) + c.slice(3, 5) + c.slice(1, 3))) >>> 0);
 const hidden = new Set();
 const tip = document.getElementById("tip");
-const number = (value) => (data.mm ? value : Math.round(value)).toLocaleString("en-US", { maximumSignificantDigits: 3 });
+// As number and _size in page.py write them.
+const number = (value, digits = 0) =>
+  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" });
+const size = (value) => number(value, !data.mm || value >= 100 ? 0 : value >= 10 ? 1 : 2);
 
 // A column as _marks_data in page.py packs it: little-endian numbers in base64.
 function column(name, Type) {
@@ -108,9 +111,9 @@ function hit(canvas, event) {
 
 function words(i) {
   const unit = data.mm ? "mm" : "px";
-  const y = data.mm ? (along[i] / 1000).toFixed(3) + " m" : along[i] + " px";
+  const y = data.mm ? (along[i] / 1000).toFixed(3) + " m" : number(along[i]) + " px";
   return `${data.classes[kind[i]]}\ny ${y} · x ${number(across[i])} ${unit}\n` +
-    `${number(length[i])} × ${number(width[i])} ${unit} (along × across), ${number(area[i])} ${data.mm ? "mm²" : "px"}\n` +
+    `${size(length[i])} × ${size(width[i])} ${unit} (along × across), ${size(area[i])} ${data.mm ? "mm²" : "px"}\n` +
     `score ${(score[i] / 100).toFixed(2)}`;
 }
 

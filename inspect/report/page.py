@@ -23,6 +23,7 @@ from rollsight.inspect.errors import UserError
 from rollsight.inspect.report import crops, strip_map
 from rollsight.inspect.report.strip_map import Defects, Frame, Plot, Sizes, is_exact
 from rollsight.inspect.rolls import Roll
+from rollsight.inspect.tiles import CELL
 
 # Okabe & Ito 2008, "Color Universal Design": told apart with any colour vision. Yellow last: faint on paper.
 # Then four of Tol's "muted" scheme (2021, SRON/EPS/TN/09-002), for catalogues of more than eight classes.
@@ -47,6 +48,7 @@ MAX_SVG_MARKS = 2000  # above, marks are drawn on a canvas from data: a browser 
 MAX_MARKS = 200_000  # drawn at all, largest first, at 18.7 bytes each: keeps the page under 8 MB
 LOG_STEPS = 2048  # of a doubling: sizes are kept to 0.03 % in 16 bits
 MAX_PARTS = 30  # rows of the not-inspected table
+MAX_FAINT = 30  # rows of the table of faint lines
 OVERVIEW_PX = (1400, 320)  # of the picture behind the stretched map: along, across
 OVERVIEW_BYTES = 110_000  # of its JPEG: 150 kB as a data URI
 OVERVIEW_READ_BYTES = 2**25  # of the pyramid level it is made from
@@ -57,6 +59,7 @@ DOWNLOADS = (
     ("defects.parquet", "defect table for programs"),
     ("summary.json", "verdict, coverage, counts and provenance"),
 )
+FAINT_DOWNLOAD = ("faint_lines.csv", "faint lines for a spreadsheet")  # of a scan that looked for them
 _NEEDED = (
     *("roll_id", "run_id", "model", "model_hash", "engine", "executor", "code_version", "created_at"),
     *("units", "lines", "width_px", "length_m", "width_mm", "mm_per_px_x", "mm_per_line", "side", "lighting"),
@@ -172,11 +175,19 @@ def _content(
     chosen = crops.pick(defects, roll.modes)
     shown = {int(row) for row in chosen}
     parts = _parts(summary, frame)
+    faint = summary.get("faint_lines")  # None where none were looked for
     drawn = defects.take(slice(MAX_MARKS))
     main, rows = strip_map.stretched(frame), strip_map.to_scale(frame)
     # On a crowded map only what has a picture is an element of the page, at its full size and on top.
     linked = [int(row) for row in chosen] if crowded else list(range(len(defects)))
-    marks = partial(_drawing, defects=defects, sizes=strip_map.sizes_of(defects), rows=linked, parts=parts)
+    marks = partial(
+        _drawing,
+        defects=defects,
+        sizes=strip_map.sizes_of(defects),
+        rows=linked,
+        parts=parts,
+        faint=[frame.rect(line) for line in faint or ()],
+    )
     profile = strip_map.profile(frame, defects, len(summary["classes"]))
     return {
         "s": summary,
@@ -217,8 +228,13 @@ def _content(
         "parts": parts,
         "part_rows": _part_rows(summary, parts, mm=mm),
         "max_parts": MAX_PARTS,
-        "all_parts": None if is_exact(summary) else number(summary["not_inspected_parts"]),
-        "downloads": DOWNLOADS,
+        "max_rects": strip_map.MAX_RECTS,
+        "exact": is_exact(summary),
+        "all_parts": summary.get("not_inspected_parts", len(parts)),
+        "cell": CELL,
+        "faint": None if faint is None else len(faint),
+        "faint_rows": _faint_rows(faint or (), frame, mm=mm),
+        "downloads": DOWNLOADS if faint is None else (*DOWNLOADS, FAINT_DOWNLOAD),
         "shapes": SHAPES,
         "shades": SHADES,
     }
@@ -278,6 +294,7 @@ def _drawing(
     sizes: Sizes,
     rows: Sequence[int],
     parts: Sequence[tuple[float, float, float, float]],
+    faint: Sequence[tuple[float, float, float, float]],
 ) -> dict[str, Any]:
     """One drawing of the strip, in per cent of its box, with marks for these rows of the defects."""
     mm_to_m = 1000
@@ -288,6 +305,7 @@ def _drawing(
         "operator": plot.y(plot.frame.width),
         "edge": plot.edge(),
         "parts": plot.rects(parts),
+        "faint": plot.rects(faint),
         "marks": plot.marks(defects, sizes, rows),
         "aspect": plot.span / plot.across_span,
         "from_m": plot.start / mm_to_m,
@@ -551,6 +569,23 @@ def _part_rows(
         }
         for i in sorted(order, key=lambda i: parts[i][0])
     ]
+
+
+def _faint_rows(lines: Sequence[dict[str, Any]], frame: Frame, *, mm: bool) -> list[dict[str, Any]]:
+    """The table of faint lines: the MAX_FAINT longest, in mm and m as in their CSV, or else in px."""
+    rows = []
+    for line in sorted(lines, key=lambda line: line["y0"] - line["y1"])[:MAX_FAINT]:
+        along, across, *_ = frame.rect(line)
+        rows.append(
+            {
+                "class": line["class"],
+                "x": number(line["x_mm"] if mm else across),
+                "y": number(line["y_m"], 3) if mm else number(along),
+                "length": _size(line["length_mm"] if mm else line["y1"] - line["y0"], mm=mm),
+                "in_table": number(line["in_table"] * 100),
+            }
+        )
+    return rows
 
 
 def _area(rect: tuple[float, float, float, float]) -> float:

@@ -29,7 +29,7 @@ TO_SCALE_MARK = 0.55  # the same marks on the small map
 MAX_BINS = 50  # bars of the length profile, and columns of the density map
 DENSITY_ROWS = 12  # of the density map, across the strip
 LABEL_PX = 14  # css px that the label of a row of the folded map needs
-MAX_RECTS = 1000  # not-inspected parts per drawing, largest first
+MAX_RECTS = 2000  # not-inspected parts per drawing, largest first: as many as a summary lists
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rollsight.inspect.errors import USAGE, UserError
+from rollsight.inspect.errors import PARTIAL, USAGE, UserError
 from rollsight.jobs.commands.options import MAX_SEED, Home, Json, LedgerUrl, Overwrite
 
 if TYPE_CHECKING:
@@ -170,14 +170,16 @@ def rolls(context: typer.Context, home: Home = None, as_json: Json = False) -> N
 
     plant = open_plant(home, standing=True)
     rows: list[dict[str, Any]] = []
+    unread = 0
     for roll_id in plant.roll_ids():
         try:
-            roll = plant.roll(roll_id)
+            roll = plant.roll(roll_id, live=True)
         except UserError as fault:
             console.error(fault)
+            unread += 1
             continue
         metres = None if roll.strip.mm_per_line is None else roll.lines * roll.strip.mm_per_line / 1000
-        runs = [path.parent.name for path in sorted(plant.run(roll_id, "").glob("*/report.html"))]
+        pages = sorted(plant.run(roll_id, "").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
         rows.append(
             {
                 "roll_id": roll_id,
@@ -186,23 +188,27 @@ def rolls(context: typer.Context, home: Home = None, as_json: Json = False) -> N
                 "length_m": metres,
                 "modes": list(roll.strip.lighting),
                 "dtype": str(roll.dtype),
-                "runs": runs,
+                "runs": [path.parent.name for path in pages],
+                "growing": not roll.strip.closed,
             }
         )
     if as_json:
         for row in rows:
             console.emit(row)
-        return
-    cells = [
-        [
-            "-" if value is None else " ".join(value) if isinstance(value, list) else value
-            for value in row.values()
+    else:
+        for row in rows:
+            row["roll_id"] += " (growing)" if row.pop("growing") else ""
+        cells = [
+            [
+                "-" if value is None else " ".join(value) if isinstance(value, list) else value
+                for value in row.values()
+            ]
+            for row in rows
         ]
-        for row in rows
-    ]
-    console.show_table(
-        f"Rolls in {plant.rolls}", ("roll", "lines", "width px", "length m", "modes", "depth", "runs"), cells
-    )
+        names = ("roll", "lines", "width px", "length m", "modes", "depth", "runs")
+        console.show_table(f"Rolls in {plant.rolls}", names, cells)
+    if unread:
+        raise typer.Exit(PARTIAL)
 
 
 @app.command()

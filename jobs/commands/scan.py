@@ -232,7 +232,11 @@ def _scan_result(run: "Run") -> dict[str, Any]:
     )
     result = {key: run.summary[key] for key in keys}
     result |= {key: run.summary[key] for key in ("seconds", "mpix_s")}
-    result |= {"peak_rss_mb": _peak_rss_mb(), "verdict": run.summary["verdict"]}
+    result |= {
+        "peak_rss_mb": _peak_rss_mb(),
+        "verdict": run.summary["verdict"],
+        "reasons": run.summary["reasons"],
+    }
     return result | {"table": str(run.folder / "defects.parquet"), "page": str(run.folder / "report.html")}
 
 

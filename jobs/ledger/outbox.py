@@ -42,7 +42,7 @@ def put_held_back(session: Session, now: datetime, run: Run, reasons: Sequence[s
     put_alert(
         session,
         now,
-        f"{kind}:{run.roll_id}:{run.run_id}:{run.rescan}",
+        f"{kind}:{run.roll_id}:{run.run_id}:{run.rescan}:{run.closed_at.isoformat()}",
         kind,
         f"roll {run.roll_id} is on {run.verdict}: {reasons[0] if reasons else 'no reason is told'}",
         "\n".join([*reasons, f"Page: {run.folder}/report.html"]),
