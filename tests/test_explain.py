@@ -53,19 +53,17 @@ def test_the_evidence_for_a_defect_lies_on_the_defect_and_on_no_other():
     assert heat[one].min() > 0 and heat[100:].max() == 0
 
 
+def explained(image, mask, box):
+    """What is explained of the defect in `box`, of a strip (1, H, W) with the mask (H, W)."""
+    return explain_defect(
+        SeesDark(), 64, mask.shape, lambda a, b: image[:, a:b], lambda a, b: mask[a:b], box, 1, ""
+    )
+
+
 def test_a_crop_shows_one_defect_and_its_surroundings():
     image, mask = strip_with_spots()
 
-    told = explain_defect(
-        SeesDark(),
-        64,
-        (256, 256),
-        lambda a, b: image[:, a:b],
-        lambda a, b: mask[a:b],
-        (50, 40, 70, 60),
-        1,
-        "",
-    )
+    told = explained(image, mask, (50, 40, 70, 60))
 
     assert told.gray.shape == told.mask.shape == told.heat.shape
     assert told.mask.sum() == 400 and told.heat.max() == 1
@@ -80,16 +78,7 @@ def test_of_a_long_scratch_the_middle_is_shown():
         mask[y, 20 + y // 20 : 24 + y // 20] = 1
     image = np.where(mask, 0.1, 0.6).astype(np.float32)[None]
 
-    told = explain_defect(
-        SeesDark(),
-        64,
-        (3000, 200),
-        lambda a, b: image[:, a:b],
-        lambda a, b: mask[a:b],
-        (25, 100, 169, 2900),
-        1,
-        "",
-    )
+    told = explained(image, mask, (25, 100, 169, 2900))
 
     assert told.mask.shape[0] <= MAX_VIEW_PX + 2 * 64 and told.mask.any(axis=1).all()
     assert told.y0 < 1500 < told.y0 + told.mask.shape[0]
@@ -101,16 +90,7 @@ def test_a_larger_spot_in_the_box_of_a_scratch_is_not_taken_for_it():
     scratch = np.eye(100, 256, k=40, dtype=bool)
     mask[:100][scratch] = 1
 
-    told = explain_defect(
-        SeesDark(),
-        64,
-        (256, 256),
-        lambda a, b: image[:, a:b],
-        lambda a, b: mask[a:b],
-        (40, 0, 140, 100),
-        1,
-        "",
-    )
+    told = explained(image, mask, (40, 0, 140, 100))
 
     assert mask.sum() == 500 and told.mask.sum() == 100
 
