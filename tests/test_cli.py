@@ -93,7 +93,7 @@ def test_rolls_lists_the_roll_and_its_runs(home: Path) -> None:
     [line] = inspect(home, "rolls", "--json").stdout.splitlines()
     row = json.loads(line)
     assert (row["roll_id"], row["lines"], row["width_px"]) == ("R1", 1500, 400)
-    assert row["runs"][-1] == run_id and not row["growing"]
+    assert run_id in row["runs"] and not row["growing"]
 
 
 def test_rolls_lists_what_grows_and_ends_with_3_where_one_cannot_be_read(home: Path, tmp_path: Path) -> None:
@@ -101,12 +101,16 @@ def test_rolls_lists_what_grows_and_ends_with_3_where_one_cannot_be_read(home: P
     writer = RollWriter(rolls / "R2.zarr", Strip("R2", "top", ("bright",), 1.0, 1.0), 64, np.uint8, live=True)
     writer.append(np.zeros((1, 4096, 64), dtype=np.uint8))
     (rolls / "R3.zarr").mkdir()
+    for age, name in enumerate(("b", "c", "a")):
+        (page := tmp_path / "runs" / "R2" / name / "report.html").parent.mkdir(parents=True)
+        page.touch()
+        os.utime(page, (age, age))
 
     told = inspect(tmp_path, "rolls", "--json")
 
     assert (told.returncode, told.stderr.count("\n")) == (3, 1) and "R3" in told.stderr
     [row] = [json.loads(line) for line in told.stdout.splitlines()]
-    assert (row["roll_id"], row["growing"]) == ("R2", True)
+    assert (row["roll_id"], row["growing"], row["runs"]) == ("R2", True, ["b", "c", "a"])
     assert "R2 (growing)" in inspect(tmp_path, "rolls").stdout
 
 

@@ -288,4 +288,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
     peak(100)  # what the first use of zarr imports and caches is not the roll's
     few = peak(8192)
-    assert peak(24576) - few < 4e6 < 16384 * 256 * 2 / 2
+    # A busy machine holds a shard or two more, of 2 MiB: less than half of what is added.
+    assert peak(40960) - few < 8e6 < 32768 * 256 * 2 / 2
