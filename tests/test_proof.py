@@ -261,7 +261,7 @@ def test_what_is_judged_has_its_norms_from_real_crops_whatever_it_was_trained_on
     assert FINE_TUNING.ema_half_life < (1 - UNTIL) * FINE_TUNING.steps
 
 
-@pytest.mark.parametrize("until", [(1.0,), (0.9, 0.9), (0.0, 1.0)])
+@pytest.mark.parametrize("until", [(1.0,), (0.9, 0.9), (0.0, 1.0), (1.0, float("nan"))])
 def test_shares_of_the_steps_that_leave_nothing_are_refused(until, few_scenes, tmp_path):
     data = open_labels(few_scenes).of_split("train")
 

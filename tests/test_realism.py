@@ -273,6 +273,9 @@ def test_a_folder_of_another_kind_or_other_classes_is_refused(made, few_scenes, 
     )
     with pytest.raises(UserError, match=r"its defects come from piece-1, .*, which .* does not have: give"):
         check_set(made, elsewhere, tmp_path, steps=0)
+    held = tuple(replace(one, split="val" if one.group == "piece-1" else one.split) for one in labels.samples)
+    with pytest.raises(UserError, match="group 'piece-1' is in val or test of the labels"):
+        check_set(made, LabelledData(few_scenes, labels.classes, held), tmp_path, steps=0)
     whole = (made / "provenance.jsonl").read_text()
     (made / "provenance.jsonl").write_text("".join(whole.splitlines(keepends=True)[:2]))
     with pytest.raises(UserError, match=r"\d+ images, 2 lines of provenance.jsonl: make the data again"):

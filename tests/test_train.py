@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import json
+import math
 import resource
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_a_kill_between_curve_and_checkpoint_loses_no_row(data, tmp_path, uninte
     assert_same_weights(resumed, uninterrupted)
     whole, cut = ((tmp_path / run / CURVE).read_text() for run in ("whole", "cut"))
     assert cut == whole
+
+
+def test_a_gradient_that_is_no_number_ends_a_training_before_it_is_followed(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("rollsight.inspect.train.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(UserError, match="step 1: the gradient is nan: try a lower learning rate"):
+        train(data, tmp_path / "run", TINY)
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
 def test_a_full_disk_ends_a_training_in_one_line(data, tmp_path):
@@ -500,7 +508,7 @@ def test_a_share_too_small_for_one_mosaic_of_a_batch_is_refused(data, tmp_path):
         train(data * 2, tmp_path / "run", recipe, shares=[10.0, 1.0])
 
 
-@pytest.mark.parametrize("shares", [(1.0, 2.0), (0.0,), (-1.0,)])
+@pytest.mark.parametrize("shares", [(1.0, 2.0), (0.0,), (-1.0,), (math.nan,), (math.inf,)])
 def test_shares_that_do_not_fit_the_sources_are_refused(data, tmp_path, shares):
     with pytest.raises(UserError, match="one positive share for each"):
         train(data, tmp_path / "run", TINY, shares=shares)
