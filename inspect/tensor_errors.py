@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rollsight.inspect.errors import UserError
 from rollsight.inspect.roll_places import disk_errors
 from safetensors import SafetensorError
 
@@ -12,8 +11,8 @@ from safetensors import SafetensorError
 @contextmanager
 def tensor_errors(path: Path) -> Iterator[None]:
     """As `disk_errors`, also of safetensors, whose error of a full disk is no OSError."""
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        try:
             yield
-    except SafetensorError as error:
-        raise UserError(f"cannot write {path}: {error}; free the disk or choose another place") from None
+        except SafetensorError as error:
+            raise OSError(str(error)) from error

@@ -248,18 +248,18 @@ def _train_mode(net: nn.Module, recipe: Recipe) -> None:
 
 def _descend(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, run: Path, step: int) -> None:
     """One step down the gradient; UserError where the loss, or its gradient, is not finite."""
-    if not loss.isfinite():
-        raise UserError(
-            f"step {step + 1}: the loss is {loss.item()}: try a lower learning rate; "
-            f"the last checkpoint is in {run}"
-        )
+
+    def check(what: str, value: Tensor) -> None:
+        if not value.isfinite():
+            raise UserError(
+                f"step {step + 1}: the {what} is {value.item()}: try a lower learning rate; "
+                f"the last checkpoint is in {run}"
+            )
+
+    check("loss", loss)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    if not (norm := nn.utils.clip_grad_norm_(net.parameters(), 5.0)).isfinite():
-        raise UserError(
-            f"step {step + 1}: the gradient is {norm.item()}: try a lower learning rate; "
-            f"the last checkpoint is in {run}"
-        )
+    check("gradient", nn.utils.clip_grad_norm_(net.parameters(), 5.0))
     optimiser.step()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rollsight.inspect.errors import USAGE, UserError
 from rollsight.inspect.labels import IGNORE, IMAGE_SUFFIXES, open_labels, read_gray
 from rollsight.inspect.rolls import Roll, open_roll
-from rollsight.synth.data_card import PROVENANCE, open_provenance
+from rollsight.synth.data_card import PROVENANCE, groups_in, open_provenance
 from rollsight.synth.ground import read_ground
 from rollsight.synth.patches import PixelMm, Scene, mm_of, read_scenes, refuse_held
 
@@ -133,10 +133,7 @@ def check_one_mode(roll: Roll) -> None:
 
 def groups_of(roll: Roll) -> set[str]:
     """The groups that a roll's steel and defects are of: its own, and those a synthetic one is made of."""
-    groups = {roll.roll_id}
-    for line in made_lines(roll):
-        groups |= {line["background"]["group"], *(mark["group"] for mark in line["marks"])}
-    return groups
+    return {roll.roll_id} | groups_in(made_lines(roll))
 
 
 def made_lines(roll: Roll) -> list[dict[str, Any]]:
@@ -218,7 +215,8 @@ def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
                 "folder, of which the train split is taken",
                 USAGE,
             )
-    for path in root.rglob("*"):
+    paths = sorted(root.rglob("*"))
+    for path in paths:
         if path.name == "classes.json" or (path.name == "masks" and path.is_dir()):
             raise UserError(
                 f"{root} holds labelled data ({path.parent}), whose defects are on its images: give that "
@@ -226,7 +224,7 @@ def _clean_images(root: Path, mm: PixelMm | None) -> list[Scene]:
                 USAGE,
             )
     scenes = []
-    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+    for path in (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES):
         if path.with_suffix(".json").is_file():
             raise UserError(
                 f"{path} has a label file beside it: backgrounds are clean images, or labelled data, which "

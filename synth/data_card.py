@@ -74,23 +74,33 @@ def counts(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def made_by_masks(folder: Path) -> dict[str, str | None]:
     """The `masks` of the card of a synthetic folder or roll; {} of one made before these were told."""
-    try:
-        masks = json.loads((folder / DATASET).read_text("utf-8")).get("masks", {})
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / DATASET}: not the card of a set ({error!r})"[:200]) from None
-    return dict(masks)
+    return dict(_open_card(folder).get("masks", {}))
 
 
 def checked_card(folder: Path, lines: list[dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:
     """The card of what a check kept of a folder, `lines`; dropped: how many samples for which reason."""
+    return {
+        **_open_card(folder, "licence", "sizes", "rejected", "known_failures"),
+        **counts(lines),
+        "dropped_by_check": dropped,
+    }
+
+
+def _open_card(folder: Path, *needed: str) -> dict[str, Any]:
     path = folder / DATASET
     try:
-        card = json.loads(path.read_text("utf-8"))
-        if missing := {"licence", "sizes", "rejected", "known_failures"} - card.keys():
+        card: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if missing := set(needed) - card.keys():
             raise KeyError(*sorted(missing))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not the card of a set ({error!r}): make the data again"[:200]) from None
-    return {**card, **counts(lines), "dropped_by_check": dropped}
+    return card
+
+
+def groups_in(lines: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The groups that the steel and the defects of these lines of provenance are of."""
+    steel = {line["background"]["group"] for line in lines}
+    return steel | {mark["group"] for line in lines for mark in line["marks"]}
 
 
 def told_sizes(marks: int, in_px: int, *, labels_in_mm: bool) -> str:

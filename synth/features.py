@@ -35,7 +35,7 @@ def residual_of(image: NDArray[np.float32], inside: Bools, box: Box) -> Crop:
 
     A defect that was copied onto other steel is the same there, and only there.
     """
-    around = surroundings(inside) if inside.any() else inside
+    around = surroundings(inside)
     level = image[around].mean() if around.any() else image.mean()  # of an image that is all defect
     added = np.where(inside, image - level, 0)
     return _square(added.astype(np.float32), box)

@@ -18,7 +18,7 @@ from rollsight.inspect.train import train
 from rollsight.synth.arms import BASE, FINE_TUNING, base_net, net_logits, run_arm
 from rollsight.synth.compose import digest_of
 from rollsight.synth.croissant import folder_card, write_card
-from rollsight.synth.data_card import DATASET, PROVENANCE, checked_card, open_provenance
+from rollsight.synth.data_card import DATASET, PROVENANCE, checked_card, groups_in, open_provenance
 from rollsight.synth.degraded import contrast_at
 from rollsight.synth.features import (
     COPY_CORRELATION,
@@ -125,9 +125,7 @@ def check_set(
             f"{folder}: its defects come from {', '.join(sorted(strange)[:3])}, which {labels.root} does not "
             "have: give the labels that its generator was fitted on"
         )
-    groups = {line["background"]["group"] for line in lines}
-    groups |= {mark["group"] for line in lines for mark in line["marks"]}
-    refuse_held(groups, held_groups(labels), str(folder))
+    refuse_held(groups_in(lines), held_groups(labels), str(folder))
     if (images := len(made.samples)) != len(lines):
         raise UserError(f"{folder}: {images} images, {len(lines)} lines of {PROVENANCE}: make the data again")
     name = str(lines[0]["class"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rollsight.inspect.errors import LOCKED, PARTIAL, USAGE, UserError
-from rollsight.jobs.commands.options import MAX_SEED, MODEL, Home, Json, LedgerUrl
+from rollsight.jobs.commands.options import MAX_SEED, MODEL, Home, Json, LedgerUrl, Rules
 
 if TYPE_CHECKING:
     from rollsight.inspect.rolls import Roll
@@ -32,10 +32,7 @@ def nightly(
         typer.Argument(help="Only these rolls or patterns such as 'CGL2-*'. Default: all that are due."),
     ] = None,
     model: Annotated[str, typer.Option(help=MODEL)] = "default",
-    rules: Annotated[
-        str | None,
-        typer.Option(help="File in the plant folder whose change makes rolls due; it grades nothing yet."),
-    ] = None,
+    rules: Rules = None,
     line: Annotated[str | None, typer.Option(help="Only rolls of this line.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Only rolls closed since: a date, a moment, or a span like 36h or 3d.")
@@ -205,10 +202,7 @@ def doctor(
 def watch(
     folder: Annotated[Path, typer.Argument(help="Folder that rolls are dropped into, one entry each.")],
     model: Annotated[str, typer.Option(help=MODEL)] = "default",
-    rules: Annotated[
-        str | None,
-        typer.Option(help="File in the plant folder whose change makes rolls due; it grades nothing yet."),
-    ] = None,
+    rules: Rules = None,
     settle_s: Annotated[
         float, typer.Option(min=0.0, help="An entry without .done is complete after so long without change.")
     ] = 30.0,

@@ -12,6 +12,10 @@ Home = Annotated[
     typer.Option(help="Plant folder with rolls, models and runs. Default: $ROLLSIGHT_HOME, else ./plant."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
+Rules = Annotated[
+    str | None,
+    typer.Option(help="File in the plant folder whose change makes rolls due; it grades nothing yet."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a roll of the same id.")]
 LedgerUrl = Annotated[
     str | None,
